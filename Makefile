@@ -1,0 +1,50 @@
+# Every target sets up .venv by itself when it is missing or older than the files that define it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help demo test check format bench docs clean
+
+help:
+	@echo "make demo    a study of five techniques on the digits data (about two minutes) and its report"
+	@echo "make test    checks, tests and doctests"
+	@echo "make check   format, lint, types and the floors of the house"
+	@echo "make bench   the measurements behind the documented figures"
+	@echo "make docs    the figures and tables of docs/ from the code"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "homeostat needs Python 3.11 or newer; set PYTHON=python3.12 (or similar)."; exit 1; }
+	@echo "Setting up $(VENV) (a minute or two; about 2 GB)..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' -c constraints.txt
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/homeostat study digits --out studies/demo
+
+test: check
+	$(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/coverage.py
+
+docs: $(READY)
+	$(BIN)/python benchmarks/picture.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""homeostat keeps neural networks healthy while they train: parts, fits and studies for PyTorch.
+
+The names below are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from homeostat.errors import HomeostatError as HomeostatError
+    from homeostat.errors import NoEffectWarning as NoEffectWarning
+    from homeostat.parts import augment as augment
+    from homeostat.parts import init as init
+    from homeostat.parts import surgery as surgery
+    from homeostat.parts.clip import clip_grad_norm_ as clip_grad_norm_
+    from homeostat.parts.clip import clip_grad_value_ as clip_grad_value_
+    from homeostat.parts.penalty import param_groups_weight_decay as param_groups_weight_decay
+    from homeostat.parts.stopping import EarlyStopping as EarlyStopping
+    from homeostat.study.design import Design as Design
+    from homeostat.study.factors import Factor as Factor
+    from homeostat.study.study import Study as Study
+    from homeostat.training.datasets import load_task as load_task
+    from homeostat.training.loop import Fit as Fit
+    from homeostat.training.loop import fit as fit
+    from homeostat.training.objective import Objective as Objective
+    from homeostat.training.recipe import Recipe as Recipe
+    from homeostat.training.task import Task as Task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Design": "homeostat.study.design",
+    "EarlyStopping": "homeostat.parts.stopping",
+    "Factor": "homeostat.study.factors",
+    "Fit": "homeostat.training.loop",
+    "HomeostatError": "homeostat.errors",
+    "NoEffectWarning": "homeostat.errors",
+    "Objective": "homeostat.training.objective",
+    "Recipe": "homeostat.training.recipe",
+    "Study": "homeostat.study.study",
+    "Task": "homeostat.training.task",
+    "clip_grad_norm_": "homeostat.parts.clip",
+    "clip_grad_value_": "homeostat.parts.clip",
+    "fit": "homeostat.training.loop",
+    "load_task": "homeostat.training.datasets",
+    "param_groups_weight_decay": "homeostat.parts.penalty",
+}
+_ROOMS = ("augment", "init", "surgery")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"homeostat.parts.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'homeostat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, *_ROOMS, "__version__"])

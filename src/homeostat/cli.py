@@ -1,0 +1,159 @@
+"""The command line: options and help. What the commands do is in `commands`, which is loaded when one runs.
+
+Exit codes: 0 done; 1 an error of homeostat's own; 2 something in the request cannot be used (nothing was lost);
+3 a study ended, but some of its trials failed; 130 interrupted (the same command goes on where it stopped).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from homeostat.errors import HomeostatError
+
+app = typer.Typer(
+    name="homeostat",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Find out which initialization, normalization and regularization a network needs, and prove it.",
+    epilog="Exit codes: 0 done · 1 internal error · 2 unusable input · 3 some trials failed · 130 interrupted.",
+)
+
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        help="digits, spirals, curve, mnist, fashion-mnist, cifar10; a .csv, .tsv or .parquet file; a folder of images "
+        "(one subfolder per class); or package.module:function returning a homeostat.Task.",
+        show_default=False,
+    ),
+]
+Target = Annotated[str | None, typer.Option(help="The column to predict, where the task is a table.")]
+DataSeed = Annotated[int, typer.Option(help="Seed of the train / validation / test split.")]
+RecipeFile = Annotated[
+    str | None, typer.Option("--recipe", help="TOML file with the recipe; default: every setting's default.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the recipe, key=value; repeatable.", metavar="KEY=VALUE"),
+]
+Model = Annotated[str | None, typer.Option(help="Built-in model: mlp, cnn, resnet or plain; default: the task's.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training split.")]
+
+
+@app.command(
+    epilog="Example: homeostat study digits --factor norm=none,batch --factor dropout=0,0.2 --seeds 5 --epochs 20"
+)
+def study(
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            help="digits, spirals, curve, mnist, fashion-mnist, cifar10; a .csv, .tsv or .parquet file; a folder of "
+            "images (one subfolder per class); or package.module:function returning a homeostat.Task.",
+            show_default=False,
+        ),
+    ] = None,
+    factor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--factor",
+            "-f",
+            help="What is varied: name=level,level,... with a setting of the recipe as name, the simplest level first; "
+            "repeatable. Default: five techniques that suit the task.",
+            metavar="NAME=A,B",
+        ),
+    ] = None,
+    target: Target = None,
+    model: Model = None,
+    epochs: Epochs = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds; each treatment is trained under every one; default: 5.")
+    ] = None,
+    design: Annotated[
+        str | None,
+        typer.Option(help="full, fractional, or auto: full up to 32 treatments, else a fraction; default: auto."),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Resolution of a fractional design: 3, 4 or 5; default: 5.")
+    ] = None,
+    response: Annotated[
+        str | None, typer.Option(help="The metric to judge by; default: the task's metric on the validation split.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="The least gain worth a technique, in the metric's unit (0.01 = a point); default: 0."),
+    ] = None,
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="TOML file with task, seeds and tables recipe and factors; the command line overrides it."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes, one core each; default: the number of cores.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Directory of the study; default: studies/NAME-HASH.")] = None,
+    data_seed: DataSeed = 0,
+) -> None:
+    """Measure which techniques help, alone and together: every treatment under the same seeds, effects with intervals.
+
+    The same command goes on where an earlier one was stopped. The report is DIRECTORY/report.html.
+    """
+    from homeostat import commands
+
+    asked: dict[str, Any] = {"task": task, "target": target, "seeds": seeds, "design": design, "resolution": resolution}
+    asked |= {"response": response, "margin": margin, "factors": factor or None}
+    base = {"model": model, "epochs": epochs}
+    raise typer.Exit(
+        commands.study(asked, base, settings or [], recipe, config, workers=workers, out=out, data_seed=data_seed)
+    )
+
+
+@app.command(epilog="Example: homeostat fit digits --recipe recipe.toml --seed 3 --out fits/digits")
+def fit(
+    task: TaskArgument,
+    recipe: RecipeFile = None,
+    settings: Settings = None,
+    target: Target = None,
+    model: Model = None,
+    epochs: Epochs = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and masks.")] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Directory for checkpoints, model.safetensors, recipe.toml and metrics.json."),
+    ] = None,
+    data_seed: DataSeed = 0,
+) -> None:
+    """Train one recipe once; with --out the same command goes on where an earlier one was stopped."""
+    from homeostat import commands
+
+    base = {"model": model, "epochs": epochs}
+    raise typer.Exit(
+        commands.fit(task, base, settings or [], recipe, target=target, seed=seed, out=out, data_seed=data_seed)
+    )
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from homeostat import __version__
+
+        typer.echo(f"homeostat {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors meant for the user are printed without a traceback."""
+    try:
+        app()
+    except HomeostatError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)
+        sys.exit(130)

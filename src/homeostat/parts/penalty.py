@@ -1,0 +1,192 @@
+"""L1 and L2 penalties, decoupled weight decay, and which parameters they should reach.
+
+A penalty adds to the loss, and so to the gradient, before the optimizer scales it; decoupled decay shrinks the weights
+after it. Under plain SGD the two are the same; under Adam a penalty's gradient is divided by the gradient's own size,
+so that large, rarely moved weights hardly shrink, while decoupled decay shrinks all alike (Loshchilov & Hutter 2019,
+arXiv:1711.05101). Biases, normalization scales and shifts, and other vectors should be exempt: see `split_parameters`.
+Not random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from homeostat.errors import invalid
+from homeostat.parts.norm import is_norm
+
+Parameters = Tensor | Iterable[Tensor]
+
+
+def l1_penalty(parameters: Parameters) -> Tensor:
+    """The sum of |w| over all weights, differentiable; its gradient is sign(w), 0 at 0.
+
+    Args:
+        parameters: one tensor or several; one that comes twice counts once.
+    Returns: shape (), at least float32, on the first parameter's device.
+    Source: Tibshirani 1996, doi:10.1111/j.2517-6161.1996.tb02080.x.
+    Example:
+        >>> l1_penalty(torch.tensor([3.0, -4.0]))
+        tensor(7.)
+    """
+    return _total([_wide(weight).abs().sum() for weight in distinct(parameters)])
+
+
+def l2_penalty(parameters: Parameters) -> Tensor:
+    """Half the sum of w² over all weights, differentiable; its gradient is w.
+
+    Args:
+        parameters: one tensor or several; one that comes twice counts once.
+    Returns: shape (), at least float32, on the first parameter's device.
+    Source: Krogh & Hertz 1991, "A simple weight decay can improve generalization".
+    Example:
+        >>> l2_penalty(torch.tensor([3.0, -4.0]))
+        tensor(12.5000)
+    """
+    return _total([_wide(weight).square().sum() / 2 for weight in distinct(parameters)])
+
+
+@torch.no_grad()
+def add_penalty_gradients_(parameters: Parameters, l1: float = 0.0, l2: float = 0.0) -> None:
+    """Add the gradient of l1 · Σ|w| + l2 · ½Σw² to `.grad`: g <- g + l1 · sign(w) + l2 · w.
+
+    The same as adding the two penalties to the loss, without their part of the graph. Call it after the backward pass
+    (with a gradient scaler: after unscaling) and before clipping or the step.
+
+    Args:
+        parameters: tensors with `.grad`; those without are skipped, and one that comes twice is penalized once.
+        l1: λ₁, the weight of the absolute values; >= 0.
+        l2: λ₂, the weight of half the squares; >= 0. Both together are the elastic net.
+    Raises: InvalidValue if l1 or l2 is negative or not finite, or a gradient is sparse.
+    Source: Zou & Hastie 2005, doi:10.1111/j.1467-9868.2005.00503.x (elastic net).
+    Example:
+        >>> weight = torch.tensor([2.0, -2.0], requires_grad=True)
+        >>> weight.grad = torch.zeros(2)
+        >>> add_penalty_gradients_(weight, l1=0.5, l2=0.25)
+        >>> weight.grad
+        tensor([ 1., -1.])
+    """
+    for name, value in (("l1", l1), ("l2", l2)):
+        if not (math.isfinite(value) and value >= 0):
+            raise invalid("add_penalty_gradients_", name, "be finite and at least 0", value)
+    weights, gradients = with_gradients(parameters, "add_penalty_gradients_")
+    if not weights:
+        return
+    if l2:
+        torch._foreach_add_(gradients, weights, alpha=l2)
+    if l1:
+        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=l1)
+
+
+@torch.no_grad()
+def decay_weights_(parameters: Parameters, factor: float) -> None:
+    """Shrink all weights: w <- factor · w, the decoupled form of weight decay.
+
+    Args:
+        parameters: tensors of any kind; one that comes twice is shrunk once.
+        factor: 1 - lr · weight_decay, in [0, 1].
+    Raises: InvalidValue if factor lies outside [0, 1].
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
+    Example:
+        >>> weight = torch.tensor([2.0, -4.0])
+        >>> decay_weights_(weight, 1 - 0.1 * 0.5)
+        >>> weight
+        tensor([ 1.9000, -3.8000])
+    """
+    if not 0 <= factor <= 1:
+        cure = "It is 1 - lr * weight_decay; a product above 1 would turn the weights' signs."
+        raise invalid("decay_weights_", "factor", "lie in [0, 1]", factor, cure)
+    weights = distinct(parameters)
+    if weights and factor != 1:
+        torch._foreach_mul_(weights, factor)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trainable parameters in two lists: those that decay suits, and those that should be exempt from it.
+
+    Exempt are biases, every parameter of a normalization layer, and everything with fewer than two dimensions. Frozen
+    parameters are in neither list; a shared one is in one list once, exempt only if every use of it is.
+
+    Returns: (decayed, exempt), in the model's order.
+    Example:
+        >>> decayed, exempt = split_parameters(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+        >>> [tuple(weight.shape) for weight in decayed], len(exempt)
+        ([(4, 3)], 3)
+    """
+    return _split(model, ())
+
+
+def param_groups_weight_decay(
+    model: nn.Module, weight_decay: float = 1e-5, no_weight_decay_list: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Two parameter groups for an optimizer: first the exempt ones with weight decay 0, then the others.
+
+    Args:
+        model: its trainable parameters are split as by `split_parameters`.
+        weight_decay: that of the second group; >= 0.
+        no_weight_decay_list: names of more parameters to exempt; shell patterns such as "embed*" match too. Of a
+            shared parameter any name will do.
+    Raises: InvalidValue if weight_decay is negative or not finite.
+    Source: `timm.optim.param_groups_weight_decay`, same name, arguments and order.
+    Example:
+        >>> groups = param_groups_weight_decay(nn.Linear(3, 4), 0.05)
+        >>> [(group["weight_decay"], len(group["params"])) for group in groups]
+        [(0.0, 1), (0.05, 1)]
+    """
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise invalid("param_groups_weight_decay", "weight_decay", "be finite and at least 0", weight_decay)
+    decayed, exempt = _split(model, no_weight_decay_list)
+    return [{"params": exempt, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def distinct(parameters: Parameters) -> list[Tensor]:
+    """The tensors in their order, each one once."""
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def with_gradients(parameters: Parameters, where: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The distinct tensors that have a gradient, and their gradients; a sparse gradient is an error in `where`'s
+    name."""
+    weights = [tensor for tensor in distinct(parameters) if tensor.grad is not None]
+    gradients = [tensor.grad for tensor in weights if tensor.grad is not None]
+    for gradient in gradients:
+        if gradient.layout != torch.strided:
+            raise invalid(
+                where, "parameters", "have dense gradients", gradient, "Build the embedding with sparse=False."
+            )
+    return weights, gradients
+
+
+def _split(model: nn.Module, exempt_names: Collection[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    decays: dict[nn.Parameter, bool] = {}
+    listed: set[nn.Parameter] = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full_name = f"{prefix}.{name}" if prefix else name
+            if any(fnmatchcase(full_name, pattern) for pattern in exempt_names):
+                listed.add(parameter)
+            exempt = parameter.ndim < 2 or is_norm(module) or _is_bias(name)
+            decays[parameter] = decays.get(parameter, False) or not exempt
+    trainable = [parameter for parameter in decays if parameter.requires_grad]
+    decayed = [parameter for parameter in trainable if decays[parameter] and parameter not in listed]
+    return decayed, [parameter for parameter in trainable if not decays[parameter] or parameter in listed]
+
+
+def _is_bias(name: str) -> bool:
+    return name == "bias" or name.endswith("_bias") or name.startswith("bias_")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    if not values:
+        return torch.zeros(())
+    return torch.stack([value.to(values[0].device) for value in values]).sum()

@@ -1,0 +1,182 @@
+"""Initialization of one tensor, with torch's names. Whole models are initialized by `init`, which exports these too.
+
+The variance of a layer's weights follows from its fans: fan_in, the number of inputs that one output sums, and fan_out,
+the number of outputs that one input feeds. They are read off the shape as torch.nn.init does.
+Random, but only through the given generator; values are drawn on its device, in at least float32, so that a CPU
+generator gives the same weights on every device.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homeostat.errors import invalid, unknown
+from homeostat.parts.activation import make_activation
+
+Fans = tuple[float, float]
+MODES: tuple[str, ...] = ("fan_in", "fan_out", "fan_avg")
+"""The fans that a variance can be scaled by."""
+
+
+def he_normal_(
+    tensor: Tensor, mode: str = "fan_in", *, negative_slope: float = 0.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw from N(0, 2 / ((1 + negative_slope²) · fan)): keeps the mean square through (leaky) ReLU layers.
+
+    Args:
+        tensor: at least two dimensions, (outputs, inputs, *kernel); changed in place.
+        mode: "fan_in" keeps the forward pass, "fan_out" the backward pass, "fan_avg" compromises.
+        negative_slope: that of the leaky ReLU that follows; 0 for ReLU.
+        generator: where the values come from; None is torch's default generator, as in torch.nn.init.
+    Returns: the tensor.
+    Source: He et al. 2015, arXiv:1502.01852; torch.nn.init.kaiming_normal_.
+    """
+    return variance_scaling_(tensor, 2 / (1 + negative_slope**2), mode, "normal", generator=generator)
+
+
+def he_uniform_(
+    tensor: Tensor, mode: str = "fan_in", *, negative_slope: float = 0.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """As `he_normal_`, with the same variance, from U(-r, r), r = √(6 / ((1 + negative_slope²) · fan))."""
+    return variance_scaling_(tensor, 2 / (1 + negative_slope**2), mode, "uniform", generator=generator)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from N(0, gain² · 2 / (fan_in + fan_out)): keeps linear and tanh layers in their linear range.
+
+    Args:
+        tensor: at least two dimensions, (outputs, inputs, *kernel); changed in place.
+        gain: a factor on the standard deviation.
+        generator: where the values come from; None is torch's default generator, as in torch.nn.init.
+    Returns: the tensor.
+    Source: Glorot & Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html.
+    """
+    return variance_scaling_(tensor, gain**2, "fan_avg", "normal", generator=generator)
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    """As `xavier_normal_`, with the same variance, from U(-r, r), r = gain · √(6 / (fan_in + fan_out))."""
+    return variance_scaling_(tensor, gain**2, "fan_avg", "uniform", generator=generator)
+
+
+def fan_in_uniform_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from U(-1/√fan_in, 1/√fan_in), the old rule of thumb; its variance is only 1 / (3 · fan_in).
+
+    Source: LeCun et al. 1998, "Efficient BackProp"; torch's own default for Linear and convolutions.
+    """
+    return variance_scaling_(tensor, 1 / 3, "fan_in", "uniform", generator=generator)
+
+
+def variance_scaling_(
+    tensor: Tensor,
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "normal",
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw with mean 0 and variance scale / fan.
+
+    Args:
+        tensor: at least two dimensions, (outputs, inputs, *kernel); changed in place.
+        scale: c in c / n; >= 0 and finite.
+        mode: which fan n is: "fan_in", "fan_out", or "fan_avg", their mean.
+        distribution: "normal" or "uniform".
+        generator: where the values come from; None is torch's default generator, as in torch.nn.init.
+    Returns: the tensor.
+    Raises: InvalidValue for an unknown mode or distribution, a scale that cannot be used, fewer than two dimensions.
+    Example:
+        >>> weight = torch.empty(1000, 500)
+        >>> _ = variance_scaling_(weight, 3.0, "fan_in", generator=torch.Generator().manual_seed(0))
+        >>> round(500 * weight.var().item(), 1)
+        3.0
+    """
+    return draw_(tensor, deviation("variance_scaling_", tensor_fans(tensor), scale, mode), distribution, generator)
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    """Make the rows, or the columns if there are fewer, orthogonal and of length `gain`; uniform over all such
+    matrices.
+
+    Args:
+        tensor: at least two dimensions, (outputs, inputs, *kernel), seen as a matrix (outputs, inputs · kernel).
+        gain: the length of the rows or columns.
+        generator: where the values come from; None is torch's default generator, as in torch.nn.init.
+    Returns: the tensor.
+    Source: Saxe et al. 2014, arXiv:1312.6120; Mezzadri 2007, arXiv:math-ph/0609050 (the signs).
+    """
+    tensor_fans(tensor)
+    rows, columns = tensor.shape[0], tensor[0].numel() if len(tensor) else 0
+    if not rows or not columns:
+        return tensor
+    draws = _standard_normal((rows, columns), tensor, generator)
+    basis, triangle = torch.linalg.qr(draws if rows >= columns else draws.T)
+    basis = basis * triangle.diagonal().sign()
+    return _assign_(tensor, gain * (basis if rows >= columns else basis.T).reshape(tensor.shape))
+
+
+def tensor_fans(tensor: Tensor) -> Fans:
+    """(fan_in, fan_out) of a weight of shape (outputs, inputs, *kernel), counted as torch.nn.init does.
+
+    Raises: InvalidValue if it has fewer than two dimensions.
+    """
+    if tensor.ndim < 2:
+        cure = "A bias or a normalization scale has no fans: set it to zero or one."
+        raise invalid("tensor_fans", "tensor", "have at least two dimensions", tensor, cure)
+    kernel = math.prod(tensor.shape[2:])
+    return float(tensor.shape[1] * kernel), float(tensor.shape[0] * kernel)
+
+
+@functools.cache
+def gain(activation: str) -> float:
+    """The factor g for which the activation keeps the mean square of normal inputs: E[φ(z)²] · g² = 1, z ~ N(0, 1).
+
+    Computed by Gauss–Hermite quadrature: √2 for relu, 1 for identity and selu, 1.59 for tanh.
+
+    Example:
+        >>> round(gain("relu"), 6), round(gain("tanh"), 2)
+        (1.414214, 1.59)
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    values = make_activation(activation)(torch.from_numpy(nodes)).numpy()
+    return float(math.sqrt(weights.sum() / (weights * values**2).sum()))
+
+
+def draw_(tensor: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> Tensor:
+    """Fill with mean 0 and standard deviation `std`, whatever the shape; "normal" or "uniform"."""
+    if distribution == "normal":
+        return _assign_(tensor, _standard_normal(tensor.shape, tensor, generator).mul_(std))
+    if distribution == "uniform":
+        bound = math.sqrt(3) * std
+        return _assign_(tensor, _empty(tensor.shape, tensor, generator).uniform_(-bound, bound, generator=generator))
+    raise unknown("variance_scaling_", "distribution", distribution, ("normal", "uniform"))
+
+
+def deviation(where: str, fans: Fans, scale: float, mode: str) -> float:
+    """The standard deviation of weights with variance scale / fan; errors speak in `where`'s name."""
+    if mode not in MODES:
+        raise unknown(where, "mode", mode, MODES)
+    if not (math.isfinite(scale) and scale >= 0):
+        raise invalid(where, "scale", "be finite and at least 0", scale)
+    fan = {"fan_in": fans[0], "fan_out": fans[1], "fan_avg": sum(fans) / 2}[mode]
+    return math.sqrt(scale / fan) if fan else 0.0  # a fan of 0 belongs to an empty tensor
+
+
+def _standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _empty(shape, like, generator).normal_(generator=generator)
+
+
+def _empty(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Where values are drawn: on the generator's device, in at least float32, whatever the parameter's own layout."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.empty(shape, dtype=dtype, device=like.device if generator is None else generator.device)
+
+
+@torch.no_grad()
+def _assign_(tensor: Tensor, values: Tensor) -> Tensor:
+    return tensor.copy_(values)

@@ -1,0 +1,184 @@
+"""The analysis: from the table of trials to effects with intervals, a recommendation and a sentence to act on.
+
+A pure function: no files, no randomness, the same trials give the same analysis. The parts are in `outcomes` (what
+became of each trial), `effects` (the linear model), `advice` (the recommendation), `concerns` (warnings) and
+`conclusion` (the sentence); how numbers are written is in `wording`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from homeostat.errors import invalid, unknown
+from homeostat.inference import Interval
+from homeostat.study.advice import Recommendation, recommend
+from homeostat.study.concerns import concerns
+from homeostat.study.conclusion import conclude
+from homeostat.study.design import Design
+from homeostat.study.effects import Goal, conditional_effects, effect_table, everything_on, fit
+from homeostat.study.factors import Level
+from homeostat.study.outcomes import divergence_table, metric_names, tidy, treatment_table
+from homeostat.study.wording import Unit, unit_of
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What the trials of a study say about its factors.
+
+    Estimates, intervals and margins are in the response's own unit and sign; `unit` writes them for people. Where
+    something cannot be estimated there is NaN, never a guess.
+
+    Attributes:
+        design: the design that was run.
+        response: the metric that is judged.
+        goal: "maximize" or "minimize".
+        margin: the smallest change of the response that matters, >= 0.
+        confidence: of every interval.
+        unit: how the response is written; `units` has the same for every metric.
+        metrics: the names of the metrics, in the order of the trials table.
+        frame: the trials, sorted by treatment and seed, with a column `outcome`: "ok" (counts in every estimate),
+            "diverged" (finished, but the response is not finite or the metric `diverged` is not 0), "failed"
+            (quarantined) or "missing" (pending or running).
+        treatments: index treatment; the factors; n (finished), diverged, failed, missing (counts), seconds (mean of
+            the finished); for every metric m: m (mean), m_low, m_high (t-interval over seeds), over the "ok" trials.
+        effects: one row per effect, main effects first, in the order of the factors. Columns: label ("norm: none →
+            batch", "norm × dropout"), kind ("main" or "interaction"), factors (tuple of names), levels (tuple of
+            (base, level), one per factor), estimate, low, high, se (plain HC3, for comparison; the interval is the
+            calibrated one of `inference.LinearModel`), df, p, p_holm (over all rows), aliases (what the design cannot
+            tell it apart from, "" if nothing), estimable (bool), verdict.
+            A main effect is the difference of means between the level and the base level, averaged over the levels of
+            the other factors that gave results. An interaction is half the difference between the effect of the first
+            factor at the second's level and at the second's base level. Verdicts of main effects: "helps", "hurts"; of
+            interactions: "strengthens" (better together than the sum of both alone), "weakens" (worse together); of
+            both: "no clear effect", "not estimable". A verdict other than these last two needs p_holm below
+            1 - confidence and an interval wholly beyond the margin.
+        alone: one row per level that is not a base level: what it changes when every other factor is at its base.
+            Columns label, factor, base, level, estimate, low, high, se, df, p, estimable.
+        together: the same rows: what the level changes against its base when every other factor is as recommended.
+        everything: the gain over the base treatment when every factor is at its best level other than the base, as
+            (config, interval).
+        divergence: columns factor, level, diverged, of (finished trials at that level), failed.
+        recommendation: see `Recommendation`.
+        summary: one to three sentences a person can act on.
+        warnings: what limits the conclusions, most important first.
+        planned, finished, diverged, failed, missing: numbers of trials; finished includes diverged.
+        df_resid, r2: of the fitted model; r2 is NaN where the response does not vary.
+        coefficients: of the fitted model by statsmodels (HC3): index name; coefficient, se, t, p.
+    """
+
+    design: Design
+    response: str
+    goal: Goal
+    margin: float
+    confidence: float
+    unit: Unit
+    units: dict[str, Unit]
+    metrics: tuple[str, ...]
+    frame: pd.DataFrame
+    treatments: pd.DataFrame
+    effects: pd.DataFrame
+    alone: pd.DataFrame
+    together: pd.DataFrame
+    everything: tuple[dict[str, Level], Interval]
+    divergence: pd.DataFrame
+    recommendation: Recommendation
+    summary: str
+    warnings: list[str]
+    planned: int
+    finished: int
+    diverged: int
+    failed: int
+    missing: int
+    df_resid: int
+    r2: float
+    coefficients: pd.DataFrame
+
+    def to_frames(self) -> dict[str, pd.DataFrame]:
+        """Every table by name, for whoever wants to go on."""
+        names = ("frame", "treatments", "effects", "alone", "together", "divergence", "coefficients")
+        return {"trials" if name == "frame" else name: getattr(self, name) for name in names}
+
+
+def analyze(
+    trials: pd.DataFrame,
+    design: Design,
+    *,
+    response: str,
+    goal: Literal["maximize", "minimize"] = "maximize",
+    margin: float = 0.0,
+    confidence: float = 0.95,
+) -> Analysis:
+    """What the trials say, finished or not.
+
+    The model is response = seed + main effects + two-factor interactions, by least squares, where the seeds are blocks:
+    every treatment meets the same seeds, so what a seed gives to all of them cancels. Diverged and failed trials are
+    counted and left out of the least squares, with a warning that says where they were.
+
+    Args:
+        trials: one row per trial: treatment, seed, status ("done", "quarantined"; anything else is missing), and a
+            column per metric; `seconds`, `failure` and `warnings` are used where present. Levels are taken from `design`.
+        design: what was run; every (treatment, seed) of `trials` must belong to it.
+        response: the metric to judge.
+        goal: whether more or less of it is better.
+        margin: the smallest change that matters, in the response's unit; the simpler level is preferred within it.
+        confidence: of the intervals, in (0, 1).
+    Raises: InvalidValue for an unknown response, goal, treatment or seed, a trial that stands there twice, or a
+        negative margin.
+    """
+    _check(trials, design, response, goal, margin)
+    metrics = metric_names(trials, design)
+    frame = tidy(trials, design, response, metrics)
+    counts = frame["outcome"].value_counts()
+    diverged, failed = int(counts.get("diverged", 0)), int(counts.get("failed", 0))
+    finished = int(counts.get("ok", 0)) + diverged
+    units = {response: Unit(response)} | {metric: unit_of(metric, frame[metric]) for metric in metrics}
+    unit = units[response]
+    treatments = treatment_table(frame, design, metrics, confidence)
+    model = fit(frame, design, response, confidence)
+    effects = effect_table(model, goal, margin)
+    advice = recommend(model, frame, treatments, unit, goal=goal, margin=margin)
+    coefficients, r2 = model.coefficients()
+    planned = design.trials
+    return Analysis(
+        design=design,
+        response=response,
+        goal=goal,
+        margin=margin,
+        confidence=confidence,
+        unit=unit,
+        units=units,
+        metrics=metrics,
+        frame=frame,
+        treatments=treatments,
+        effects=effects,
+        alone=conditional_effects(model, design.base),
+        together=conditional_effects(model, advice.config),
+        everything=everything_on(model, effects, goal),
+        divergence=divergence_table(frame, design),
+        recommendation=advice,
+        summary=conclude(treatments, effects, advice, design, units, response=response, goal=goal),
+        warnings=concerns(frame, model, effects),
+        planned=planned,
+        finished=finished,
+        diverged=diverged,
+        failed=failed,
+        missing=planned - finished - failed,
+        df_resid=model.linear.df_resid,
+        r2=r2,
+        coefficients=coefficients,
+    )
+
+
+def _check(trials: pd.DataFrame, design: Design, response: str, goal: str, margin: float) -> None:
+    if goal not in ("maximize", "minimize"):
+        raise invalid("analyze", "goal", "be 'maximize' or 'minimize'", goal)
+    if not 0 <= margin < np.inf:
+        raise invalid("analyze", "margin", "be finite and not negative", margin, "It is in the response's unit.")
+    known = metric_names(trials, design)
+    some_done = "status" in trials and (trials["status"] == "done").any()
+    if response not in known and some_done:
+        raise unknown("analyze", "response", response, known)

@@ -1,0 +1,138 @@
+"""What limits the conclusions of a study, in words: the warnings of an analysis.
+
+Pure functions of the trials and the fitted model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+
+from homeostat.study.design import Design
+from homeostat.study.effects import EffectModel
+from homeostat.study.outcomes import divergence_table
+from homeostat.study.wording import counted, listed, setting
+
+MOST_LISTED = 5
+_MORE = "Use --seeds 3 or more before relying on them."
+
+
+def concerns(frame: pd.DataFrame, model: EffectModel, effects: pd.DataFrame) -> list[str]:
+    """The warnings, most important first.
+
+    Args:
+        frame: from `outcomes.tidy`.
+        model: of the response.
+        effects: from `effects.effect_table`.
+    """
+    found = [*_incomplete(frame, model.design), *_failed(frame), *_diverged(frame, model.design)]
+    if len(model.y):
+        found += [*_not_estimable(effects, model), *_spread(model), *_pooled(effects), *_aliased(model.design)]
+    return found + _from_trials(frame, model.design)
+
+
+def _incomplete(frame: pd.DataFrame, design: Design) -> list[str]:
+    finished = int(frame["outcome"].isin(["ok", "diverged"]).sum())
+    if finished + int((frame["outcome"] == "failed").sum()) == design.trials:
+        return []
+    return [f"The study is not complete: {finished} of {counted(design.trials, 'trial')} have finished."]
+
+
+def _failed(frame: pd.DataFrame) -> list[str]:
+    failed = frame[frame["outcome"] == "failed"]
+    if failed.empty:
+        return []
+    texts = [f"treatment {row['treatment']} under seed {row['seed']}{_error(row)}" for _, row in failed.iterrows()]
+    more = f"; and {len(texts) - MOST_LISTED} more" if len(texts) > MOST_LISTED else ""
+    was = "was" if len(texts) == 1 else "were"
+    count = counted(len(texts), "trial")
+    return [f"{count} failed and {was} set aside: {'; '.join(texts[:MOST_LISTED])}{more}."]
+
+
+def _error(row: pd.Series) -> str:
+    text = row.get("failure")
+    last = text.strip().splitlines()[-1] if isinstance(text, str) and text.strip() else ""
+    return f" ({last[:200]})" if last else ""
+
+
+def _diverged(frame: pd.DataFrame, design: Design) -> list[str]:
+    finished, gone = frame["outcome"].isin(["ok", "diverged"]).sum(), (frame["outcome"] == "diverged").sum()
+    if not gone:
+        return []
+    table = divergence_table(frame, design)
+    often = table[table["diverged"] * finished > table["of"] * gone]
+    where = [f"{setting(row['factor'], row['level'])} {row['diverged']} of {row['of']}" for _, row in often.iterrows()]
+    share = f"{gone} of {counted(int(finished), 'finished trial')} diverged and {'is' if gone == 1 else 'are'} left out"
+    return [f"{share} of the estimates: {', '.join(where)}." if where else f"{share} of the estimates."]
+
+
+def _not_estimable(effects: pd.DataFrame, model: EffectModel) -> list[str]:
+    labels = [str(label) for label in effects.loc[~effects["estimable"], "label"]]
+    if not labels:
+        return []
+    more = [f"{len(labels) - MOST_LISTED} more"] if len(labels) > MOST_LISTED else []
+    found = [f"Too few trials gave a result to estimate {listed([*labels[:MOST_LISTED], *more])}."]
+    dead = [
+        setting(factor.name, level)
+        for factor in model.design.factors
+        for place, level in enumerate(factor.levels)
+        if place not in model.live[factor.name]
+    ]
+    if dead:
+        found.append(f"{listed(dead)} gave no result: the effects of other factors are averaged over the other levels.")
+    return found
+
+
+def _spread(model: EffectModel) -> list[str]:
+    """Whether the seeds say how much results vary from run to run."""
+    seeds = len(set(model.seed.tolist()))
+    if model.linear.df_resid < 1:
+        return ["No run repeats another, so there are no intervals: use --seeds 3 or more."]
+    if seeds == 1:
+        return ["Only one seed: intervals rest on the assumption that three and more factors do not interact. " + _MORE]
+    if _same_under_every_seed(model):
+        return ["Every treatment gives the same response under every seed. Does the objective use its seed?"]
+    return ["Only two seeds show how results vary from run to run. " + _MORE] if seeds == 2 else []
+
+
+def _same_under_every_seed(model: EffectModel) -> bool:
+    values = pd.Series(model.y).groupby(model.treatment)
+    spread = (values.max() - values.min()).to_numpy()
+    return bool((values.size() > 1).any() and (spread == 0).all())
+
+
+def _pooled(effects: pd.DataFrame) -> list[str]:
+    labels = effects.loc[effects["se"].isna() & effects["low"].notna(), "label"].tolist()
+    if not labels:
+        return []
+    listing = listed(labels[:MOST_LISTED]) + (" and others" if len(labels) > MOST_LISTED else "")
+    return [f"{listing}: single runs decide, so the interval assumes that all treatments vary alike."]
+
+
+def _aliased(design: Design) -> list[str]:
+    if design.resolution is None or design.resolution > 4:
+        return []
+    what = "main effects cannot be told apart from" if design.resolution == 3 else "two-factor interactions share"
+    rest = "two-factor interactions" if design.resolution == 3 else "their estimates with others"
+    return [f"In this fraction {what} {rest}: see the aliases."]
+
+
+def _from_trials(frame: pd.DataFrame, design: Design) -> list[str]:
+    """What the trials themselves warned of, each text once, with where it came from."""
+    if "warnings" not in frame:
+        return []
+    finished = frame[frame["outcome"].isin(["ok", "diverged"])]
+    held = [set(texts) if isinstance(texts, list | tuple) else set() for texts in finished["warnings"]]
+    times = Counter(text for texts in held for text in sorted(texts))
+    found = []
+    for text, count in sorted(times.items(), key=lambda pair: (-pair[1], pair[0])):
+        own = finished[[text in texts for texts in held]]
+        where = [
+            setting(factor.name, own[factor.name].iloc[0])
+            for factor in design.factors
+            if len(set(own[factor.name])) == 1
+        ]
+        place = f", all with {listed(where)}" if where else ""
+        found.append(f"{count} of {counted(len(finished), 'trial')}{place}: {text}")
+    return found

@@ -1,0 +1,152 @@
+"""The first sentences of a report: what to use, by how much it helps, what shows nothing, what hurts.
+
+Pure functions of the tables of an analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from homeostat.study.advice import Recommendation
+from homeostat.study.design import Design
+from homeostat.study.effects import Goal, oriented
+from homeostat.study.factors import Factor
+from homeostat.study.wording import Unit, counted, listed, setting, settings
+
+_OFF = ("none", "keep", "off", "", None, False, 0)  # base levels that say "without this technique"
+_SAYS = {  # per verdict of a main effect: what one technique does, what several do
+    "no clear effect": ("shows no clear effect", "show no clear effect"),
+    "helps": ("helps on average but adds no clear gain here", "help on average but add no clear gain here"),
+    "hurts": ("hurts", "hurt"),
+    "not estimable": ("could not be judged", "could not be judged"),
+}
+
+
+def conclude(
+    treatments: pd.DataFrame,
+    effects: pd.DataFrame,
+    advice: Recommendation,
+    design: Design,
+    units: dict[str, Unit],
+    *,
+    response: str,
+    goal: Goal,
+) -> str:
+    """One to a few sentences a person can act on.
+
+    Args:
+        treatments: from `outcomes.treatment_table`.
+        effects: from `effects.effect_table`.
+        advice: from `advice.recommend`.
+        units: of every metric, by name.
+        response, goal: see `analyze`.
+    """
+    finished, diverged, failed = (int(treatments[name].sum()) for name in ("n", "diverged", "failed"))
+    if not finished:
+        return _nothing_finished(design.trials, failed)
+    if diverged == finished:
+        what = "The only finished trial" if finished == 1 else f"All {finished} finished trials"
+        return f"{what} diverged, so nothing can be recommended: first find a base recipe that stays finite."
+    sentences = [
+        _advice(effects, advice, design, treatments, units[response]) + ".",
+        _confirmation(advice, units, goal),
+        _aliases(effects, advice),
+        f"{diverged} of {counted(finished, 'finished trial')} diverged." if diverged else "",
+        f"{failed} of {counted(design.trials, 'trial')} failed." if failed else "",
+        f"Only {finished} of {design.trials} trials have finished." if finished + failed < design.trials else "",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _nothing_finished(planned: int, failed: int) -> str:
+    if failed == planned:
+        return f"All {planned} trials failed, so there is nothing to compare."
+    rest = f": {failed} failed" if failed else ""
+    return f"None of the {planned} trials has finished yet{rest}."
+
+
+def _advice(effects: pd.DataFrame, advice: Recommendation, design: Design, treatments: pd.DataFrame, unit: Unit) -> str:
+    if not advice.kept:
+        single = len(design.factors) == 1
+        keep = f"Keep {settings(design.base)}" if single else f"Keep the base recipe ({settings(design.base)})"
+        if effects["estimable"].any() and effects["low"].isna().all():
+            return f"{keep} for now: with so few runs no difference can be told from chance"
+        return f"{keep}: {'; '.join(_others(effects, advice, design, f' on {unit.name}'))}"
+    use = listed([setting(name, advice.config[name]) for name in advice.kept])
+    if advice.treatment is None:
+        use += ", a combination that was not run itself"
+    return "; ".join([f"Use {use}: {_gain(advice, design, treatments, unit)}", *_others(effects, advice, design, "")])
+
+
+def _gain(advice: Recommendation, design: Design, treatments: pd.DataFrame, unit: Unit) -> str:
+    several = len(advice.kept) > 1
+    if math.isnan(advice.gain.estimate):
+        base = design.find(design.base)
+        row: Any = None if base is None else treatments.loc[base]
+        if row is not None and row["diverged"]:
+            count = counted(int(row["n"]), "trial")
+            return f"the base recipe ({settings(design.base)}) diverged in {row['diverged']} of {count}"
+        return "the gain over the base recipe could not be estimated"
+    verb = "raise" if advice.gain.estimate > 0 else "lower"
+    subject = f"together they {verb}" if several else f"it {verb}s"
+    return f"{subject} {unit.name} by {_size(advice.gain, unit)}"
+
+
+def _size(gain: tuple[float, ...], unit: Unit) -> str:
+    """The size of a change with its interval, whichever its direction, which the verb tells."""
+    estimate, low, high = gain[:3]
+    return unit.amount(estimate, low, high) if estimate >= 0 else unit.amount(-estimate, -high, -low)
+
+
+def _others(effects: pd.DataFrame, advice: Recommendation, design: Design, suffix: str) -> list[str]:
+    """A clause per verdict for the factors that are not in the recommendation."""
+    subjects: dict[str, list[str]] = {verdict: [] for verdict in _SAYS}
+    for factor in design.factors:
+        if factor.name in advice.kept:
+            continue
+        own = effects[[names == (factor.name,) for names in effects["factors"]]]
+        verdicts = own["verdict"].tolist()
+        if len(set(verdicts)) == 1:
+            subjects[verdicts[0]].append(_technique(factor))
+        else:
+            for level, verdict in zip(factor.levels[1:], verdicts, strict=True):
+                subjects[verdict].append(setting(factor.name, level))
+    clauses = []
+    for verdict, names in subjects.items():
+        if names:
+            says = _SAYS[verdict][len(names) > 1] + (suffix if verdict == "no clear effect" else "")
+            clauses.append(f"{listed(names)} {says}")
+    return clauses
+
+
+def _technique(factor: Factor) -> str:
+    """What a factor is called in a sentence: "dropout" where its base means without, else "activation=gelu"."""
+    if len(factor.levels) == 2 and not any(factor.base is off or factor.base == off for off in _OFF):
+        return setting(factor.name, factor.levels[1])
+    return factor.name.replace("_", " ")
+
+
+def _confirmation(advice: Recommendation, units: dict[str, Unit], goal: Goal) -> str:
+    if advice.confirm is None or advice.confirm_metric is None or math.isnan(advice.confirm.estimate):
+        return ""
+    unit, change = units[advice.confirm_metric], advice.confirm
+    verb = "rises" if change.estimate > 0 else "falls"
+    name = unit.name[0].upper() + unit.name[1:]
+    doubt = ""
+    if not math.isnan(change.low) and min(oriented(goal) * change.low, oriented(goal) * change.high) <= 0:
+        doubt = ", which does not confirm the gain"
+    return f"{name}, which played no part in the choice, {verb} by {_size(change, unit)}{doubt}."
+
+
+def _aliases(effects: pd.DataFrame, advice: Recommendation) -> str:
+    """What the claims of the first sentence may be due to instead."""
+    parts = []
+    for names, aliases, verdict in zip(effects["factors"], effects["aliases"], effects["verdict"], strict=True):
+        claimed = names[0] in advice.kept or verdict in ("helps", "hurts")
+        if len(names) == 1 and aliases and claimed:
+            others = listed(aliases.replace("−", "").split(", "), "or")
+            parts.append(f"{names[0]} cannot be told apart from {others}")
+    return f"In this fraction, {'; '.join(parts)}." if parts else ""

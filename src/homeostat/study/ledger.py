@@ -1,0 +1,399 @@
+"""The ledger: one row per trial in `study.sqlite`, the only state that the processes of a study share.
+
+A worker claims a trial in run order, which gives it an attempt token and a lease; every later write of that attempt
+shows the token, and is refused once the trial has been given to somebody else. Results are flushed to disk before they
+count as stored. Metrics and curves are held as JSON text, in which NaN and infinities survive and floats are exact.
+The ledger knows nothing of designs: it is given rows of (treatment, seed, config). Nothing here is random but tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from homeostat.errors import HomeostatError, InvalidValue
+from homeostat.study import frames
+from homeostat.study.configuration import differences
+from homeostat.study.factors import Level
+from homeostat.study.lease import Holder, new_token
+from homeostat.study.storage import Storage, StorageError, explained
+
+SCHEMA = 1
+FILE = "study.sqlite"
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE trials (
+    trial INTEGER PRIMARY KEY,                 -- its place in the run order, from 0
+    treatment INTEGER NOT NULL,
+    seed INTEGER NOT NULL,
+    config TEXT NOT NULL,                      -- JSON: the level of each factor
+    status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'running', 'done', 'quarantined')),
+    attempt INTEGER NOT NULL DEFAULT 0,        -- how many were started
+    deaths INTEGER NOT NULL DEFAULT 0,         -- how many of them failed by the trial's own fault
+    token TEXT, worker TEXT, holder TEXT,      -- of the running attempt
+    deadline REAL,                             -- of its lease, on the monotonic clock
+    seconds REAL, metrics TEXT, failure TEXT, warnings TEXT
+);
+CREATE INDEX trials_by_status ON trials (status, trial);
+CREATE TABLE curves (
+    trial INTEGER NOT NULL, epoch INTEGER NOT NULL, attempt INTEGER NOT NULL, record TEXT NOT NULL,
+    PRIMARY KEY (trial, epoch)
+) WITHOUT ROWID;
+"""
+_FREED = "token = NULL, worker = NULL, holder = NULL, deadline = NULL"
+
+Row = tuple[int, int, Mapping[str, Level]]
+
+
+class StaleClaim(HomeostatError):
+    """This attempt no longer holds its trial: its lease ran out and another worker took it. Its writes are refused."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt at one trial, held by whoever has the token."""
+
+    trial: int
+    treatment: int
+    seed: int
+    config: dict[str, Level]
+    attempt: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many trials are in which state."""
+
+    pending: int = 0
+    running: int = 0
+    done: int = 0
+    quarantined: int = 0
+
+    @property
+    def planned(self) -> int:
+        """All trials."""
+        return self.pending + self.running + self.done + self.quarantined
+
+    @property
+    def ended(self) -> bool:
+        """Whether every trial is done or quarantined."""
+        return not self.pending and not self.running
+
+
+class Ledger:
+    """The ledger of one study directory. Use `create_or_open` to run a study and `open` to work on or look at one."""
+
+    def __init__(self, directory: Path, storage: Storage) -> None:
+        self.directory = directory
+        self._storage = storage
+
+    @classmethod
+    def create_or_open(cls, directory: Path | str, configuration: Mapping[str, Any], rows: Iterable[Row]) -> Ledger:
+        """The ledger in `directory`, made with these rows if there is none yet.
+
+        Args:
+            directory: made where it is missing.
+            configuration: JSON-able settings that must be the same for results to belong together.
+            rows: (treatment, seed, config) of every trial, in run order; ignored when the ledger is there already.
+        Raises: InvalidValue, with the difference, if the directory holds another configuration or a newer schema;
+            StorageError if it cannot be used.
+        """
+        directory = Path(directory)
+        with explained(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        ledger = cls(directory, Storage(directory / FILE, create=True))
+        try:
+            text = json.dumps(configuration)
+            if ledger._check_kind() is not None:
+                ledger._check_configuration(json.loads(text))
+            ledger._storage.use_wal()
+            ledger._fill(text, rows)
+            ledger._check_configuration(json.loads(text))  # another process may have been faster
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Ledger:
+        """The ledger that is in `directory`.
+
+        Raises: StorageError if there is none; InvalidValue if a newer homeostat wrote it.
+        """
+        directory = Path(directory)
+        with explained(directory):
+            found = (directory / FILE).exists()
+        if not found:
+            raise StorageError(f"{directory / FILE}: there is no study here. Give the directory of a study.")
+        ledger = cls(directory, Storage(directory / FILE, create=False))
+        try:
+            if ledger._check_kind() is None:
+                raise StorageError(f"{directory / FILE}: there is no study here. Give the directory of a study.")
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._storage.close()
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """The settings with which the study was made."""
+        return json.loads(self._meta()["configuration"])
+
+    def claim(self, holder: Holder, lease: float) -> Claim | None:
+        """Take the first pending trial in run order for `holder`, or None if no trial is pending.
+
+        Args:
+            lease: seconds for which the trial is held unless renewed.
+        """
+        with self._storage.writing(durable=False) as connection:
+            found = connection.execute(
+                "SELECT trial, treatment, seed, config, attempt + 1 FROM trials WHERE status = 'pending' "
+                "ORDER BY trial LIMIT 1"
+            ).fetchone()
+            if found is None:
+                return None
+            trial, treatment, seed, config, attempt = found
+            claim = Claim(trial, treatment, seed, json.loads(config), attempt, new_token())
+            connection.execute(
+                "UPDATE trials SET status = 'running', attempt = ?, token = ?, worker = ?, holder = ?, deadline = ? "
+                "WHERE trial = ?",
+                (attempt, claim.token, holder.worker, holder.to_json(), time.monotonic() + lease, trial),
+            )
+        return claim
+
+    def renew(self, claim: Claim, lease: float) -> None:
+        """Hold the trial for another `lease` seconds.
+
+        Raises: StaleClaim.
+        """
+        with self._storage.writing(durable=False) as connection:
+            _renew(connection, claim, lease)
+
+    def report(self, claim: Claim, epoch: int, values: Mapping[str, float], lease: float) -> None:
+        """Store one row of the learning curve, in place of an earlier one for that epoch, and renew the lease.
+
+        Raises: StaleClaim.
+        """
+        with self._storage.writing(durable=False) as connection:
+            _renew(connection, claim, lease)
+            connection.execute(
+                "INSERT OR REPLACE INTO curves (trial, epoch, attempt, record) VALUES (?, ?, ?, ?)",
+                (claim.trial, epoch, claim.attempt, json.dumps(dict(values))),
+            )
+
+    def finish(self, claim: Claim, metrics: Mapping[str, float], seconds: float, warnings: Sequence[str] = ()) -> None:
+        """Store the result of a trial; when this returns it is on the disk.
+
+        Curve rows past the last epoch of this attempt, left by an earlier one, are dropped.
+
+        Raises: StaleClaim.
+        """
+        with self._storage.writing() as connection:
+            changed = connection.execute(
+                f"UPDATE trials SET status = 'done', metrics = ?, seconds = ?, warnings = ?, failure = NULL, {_FREED} "
+                "WHERE trial = ? AND token = ?",
+                (json.dumps(dict(metrics)), seconds, json.dumps(list(warnings)), claim.trial, claim.token),
+            ).rowcount
+            _refuse_stale(changed, claim)
+            connection.execute(
+                "DELETE FROM curves WHERE trial = :trial AND epoch > "
+                "(SELECT MAX(epoch) FROM curves WHERE trial = :trial AND attempt = :attempt)",
+                {"trial": claim.trial, "attempt": claim.attempt},
+            )
+
+    def fail(
+        self,
+        claim: Claim,
+        failure: str,
+        retries: int,
+        *,
+        seconds: float | None = None,
+        warnings: Sequence[str] = (),
+        final: bool = False,
+    ) -> str:
+        """Store that an attempt failed by the trial's own fault.
+
+        Args:
+            retries: failed attempts that are forgiven; one more and the trial is quarantined.
+            final: quarantine it at once.
+        Returns: the trial's status now, "pending" or "quarantined".
+        Raises: StaleClaim.
+        """
+        with self._storage.writing() as connection:
+            known = (seconds, json.dumps(list(warnings)))
+            status = _count_death(connection, claim.token, failure, -1 if final else retries, known)
+            _refuse_stale(status is not None, claim)
+        return str(status)
+
+    def release(self, claim: Claim) -> None:
+        """Give a trial back, to be run later; this attempt is not held against it. A stale claim gives nothing back."""
+        with self._storage.writing() as connection:
+            connection.execute(f"UPDATE trials SET status = 'pending', {_FREED} WHERE token = ?", (claim.token,))
+
+    def release_worker(self, worker: str) -> None:
+        """Give back whatever the worker of that name holds; not held against the trial."""
+        with self._storage.writing() as connection:
+            connection.execute(f"UPDATE trials SET status = 'pending', {_FREED} WHERE worker = ?", (worker,))
+
+    def bury(self, worker: str, failure: str, retries: int) -> list[tuple[int, str]]:
+        """Count a death for whatever the worker of that name, which has died, was running.
+
+        Returns: (trial, its status now) of each; none where the worker was between trials.
+        """
+        with self._storage.writing() as connection:
+            held = connection.execute("SELECT trial, token FROM trials WHERE worker = ?", (worker,)).fetchall()
+            return [(trial, str(_count_death(connection, token, failure, retries))) for trial, token in held]
+
+    def recover(self, retries: int) -> None:
+        """Give back the trials whose lease has run out, or whose worker and driver are both gone."""
+        query = "SELECT token, holder, deadline FROM trials WHERE status = 'running'"
+        for token, holder, deadline in self._storage.read(query):
+            fate = Holder.from_json(holder).fate(deadline, time.monotonic())
+            if fate == "held":
+                continue
+            with self._storage.writing() as connection:
+                same = "SELECT 1 FROM trials WHERE token = ? AND deadline = ?"
+                if connection.execute(same, (token, deadline)).fetchone() is None:
+                    continue  # renewed or ended in the meantime
+                if fate == "abandoned":
+                    connection.execute(f"UPDATE trials SET status = 'pending', {_FREED} WHERE token = ?", (token,))
+                else:
+                    _count_death(connection, token, "The worker stopped answering and lost its lease.", retries)
+
+    def expired(self) -> list[str]:
+        """The names of workers whose lease has run out."""
+        query = "SELECT worker FROM trials WHERE status = 'running' AND deadline < ?"
+        return [worker for (worker,) in self._storage.read(query, (time.monotonic(),))]
+
+    def counts(self) -> Counts:
+        """How many trials are in which state."""
+        return Counts(**dict(self._storage.read("SELECT status, COUNT(*) FROM trials GROUP BY status")))
+
+    def trials(self) -> pd.DataFrame:
+        """One row per trial in run order.
+
+        Columns: trial, treatment, seed, the factors, status, attempt, seconds, failure, warnings, and the metrics.
+        Levels keep their types; `seconds` is the wall time of the last attempt that ended by itself; `failure` is the
+        text of the last failure or None; `warnings` is a list of texts; a metric is NaN where the trial has none.
+        """
+        names = "trial, treatment, seed, config, status, attempt, seconds, failure, warnings, metrics"
+        return frames.trials(self._storage.read(f"SELECT {names} FROM trials ORDER BY trial"))
+
+    def curves(self) -> pd.DataFrame:
+        """The learning curves: trial, treatment, seed, epoch and one column per reported value (NaN: not reported).
+
+        Rows of trials that are still running, or were given up, are there too.
+        """
+        names = "curves.trial, treatment, seed, epoch, record"
+        query = f"SELECT {names} FROM curves JOIN trials USING (trial) ORDER BY curves.trial, epoch"
+        return frames.curves(self._storage.read(query))
+
+    def first_metric(self) -> str:
+        """The metric that the objective names first, in the first trial that is done."""
+        query = "SELECT metrics FROM trials WHERE status = 'done' ORDER BY trial LIMIT 1"
+        return next(iter(json.loads(self._storage.read(query)[0][0])))
+
+    @property
+    def created(self) -> float:
+        """When the study was begun, in seconds since the epoch."""
+        return float(self._meta()["created"])
+
+    @property
+    def spent(self) -> float:
+        """Seconds for which drivers have run, but for those that were killed."""
+        return float(self._meta()["spent"])
+
+    def spend(self, seconds: float) -> None:
+        """Add to `spent`."""
+        with self._storage.writing() as connection:
+            connection.execute("UPDATE meta SET value = CAST(value AS REAL) + ? WHERE key = 'spent'", (seconds,))
+
+    def _meta(self) -> dict[str, str]:
+        return dict(self._storage.read("SELECT key, value FROM meta"))
+
+    def _check_kind(self) -> int | None:
+        """The schema version of what is stored (None: nothing yet); refuses what is not ours or too new."""
+        path = self._storage.path
+        tables = {name for (name,) in self._storage.read("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            return None
+        if "meta" not in tables or "schema" not in (meta := self._meta()):
+            raise StorageError(f"{path}: this is a SQLite database, but not a study. Give another directory.")
+        if int(meta["schema"]) > SCHEMA:
+            raise InvalidValue(
+                f"{path}: a newer homeostat wrote this study (schema {meta['schema']}, this one knows up to {SCHEMA}). "
+                "Upgrade homeostat, or give another directory."
+            )
+        return int(meta["schema"])
+
+    def _fill(self, configuration: str, rows: Iterable[Row]) -> None:
+        """Make tables and rows, unless another process has; either way, show that the file can be written."""
+        with self._storage.writing() as connection:
+            if not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                for statement in _TABLES.split(";\n"):
+                    connection.execute(statement)
+                meta = {"schema": SCHEMA, "configuration": configuration, "created": time.time(), "spent": 0.0}
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", [(key, str(meta[key])) for key in meta])
+                connection.executemany(
+                    "INSERT INTO trials (trial, treatment, seed, config) VALUES (?, ?, ?, ?)",
+                    [(trial, row[0], row[1], json.dumps(dict(row[2]))) for trial, row in enumerate(rows)],
+                )
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time()),))
+
+    def _check_configuration(self, asked: dict[str, Any]) -> None:
+        lines = differences(self.configuration, asked)
+        if lines:
+            raise InvalidValue(
+                f"{self._storage.path}: this study was made with another configuration (stored → asked):\n"
+                + "\n".join(f"  {line}" for line in lines)
+                + "\nGive another directory, or the settings of the stored study to resume it."
+            )
+
+
+def _renew(connection: sqlite3.Connection, claim: Claim, lease: float) -> None:
+    changed = connection.execute(
+        "UPDATE trials SET deadline = ? WHERE trial = ? AND token = ?",
+        (time.monotonic() + lease, claim.trial, claim.token),
+    ).rowcount
+    _refuse_stale(changed, claim)
+
+
+def _refuse_stale(changed: int | bool, claim: Claim) -> None:
+    if not changed:
+        raise StaleClaim(
+            f"trial {claim.trial}: attempt {claim.attempt} no longer holds it, because its lease ran out; "
+            "another worker has it now."
+        )
+
+
+def _count_death(
+    connection: sqlite3.Connection,
+    token: str,
+    failure: str,
+    retries: int,
+    known: tuple[float | None, str] = (None, "[]"),
+) -> str | None:
+    """One more failed attempt of the trial with this token; its status afterwards, None where the token is stale."""
+    found = connection.execute("SELECT trial, deaths + 1 FROM trials WHERE token = ?", (token,)).fetchone()
+    if found is None:
+        return None
+    trial, deaths = found
+    status = "pending" if deaths <= retries else "quarantined"
+    connection.execute(
+        f"UPDATE trials SET status = ?, deaths = ?, failure = ?, seconds = ?, warnings = ?, {_FREED} WHERE trial = ?",
+        (status, deaths, failure, *known, trial),
+    )
+    return status

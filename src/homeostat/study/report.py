@@ -1,0 +1,218 @@
+"""The report of a study: one HTML file that needs nothing but itself, and computes nothing.
+
+`exhibits` decides what is shown, `figures` and `curves` draw it; the words and the look are in `report.html` and
+`report.css`. The page has no script and no address outside itself, and its content security policy says so to the
+browser; every text is escaped. The same analysis gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from homeostat.inference import Interval
+from homeostat.study import exhibits
+from homeostat.study.analysis import Analysis
+from homeostat.study.export import write_text
+from homeostat.study.factors import Factor, level_text
+from homeostat.study.svg import clean, shorten
+from homeostat.study.wording import Unit, metric_words, settings
+
+FILE_NAME = "report.html"
+_ALL_ROWS, _FIRST_ROWS = 40, 20  # so many treatments are shown without folding; of more, so many
+_ALL_WARNINGS, _FIRST_WARNINGS = 8, 6
+_LONG = 90  # characters of a label in a table
+
+
+def write_report(analysis: Analysis, curves: pd.DataFrame, directory: Path | str, info: Mapping[str, Any]) -> Path:
+    """Write the report of a study to `directory`/report.html; a reader never sees half a file.
+
+    Args:
+        analysis: what is reported.
+        curves: one row per trial and epoch: trial, treatment, seed, epoch and the values; may be empty.
+        directory: exists.
+        info: for display, every key optional: title, command (texts), task, environment (mappings), base_recipe,
+            recommended_recipe (TOML), started (text), seconds (number), version.
+    Returns: the path of the file.
+    Raises: StorageError if the file cannot be written.
+    """
+    path = Path(directory) / FILE_NAME
+    write_text(path, render(analysis, curves, info))
+    return path
+
+
+def render(analysis: Analysis, curves: pd.DataFrame, info: Mapping[str, Any]) -> str:
+    """The page of `write_report` as text."""
+    style = _resource("report.css")
+    headline, stop, rest = analysis.summary.partition(". ")
+    run = list(_run(info))
+    lines, factors = exhibits.curve_figures(analysis, curves)
+    page = {
+        "style": style,
+        "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        "title": info.get("title"),
+        "version": info.get("version"),
+        "headline": headline + stop.rstrip(),
+        "lede": rest,
+        "counts": [*exhibits.counts(analysis), *(f"{name} {text}" for name, text in run)],
+        "key": _key_figures(analysis),
+        "warnings": analysis.warnings,
+        "warnings_shown": len(analysis.warnings) if len(analysis.warnings) <= _ALL_WARNINGS else _FIRST_WARNINGS,
+        "analysis": analysis,
+        "confidence": exhibits.percent(analysis.confidence),
+        "margin": analysis.unit.amount(analysis.margin, math.nan, math.nan) if analysis.margin > 0 else "",
+        "treatments": _treatments(analysis),
+        "effects": _effects(analysis),
+        "conditional": exhibits.conditional_rows(analysis),
+        "everything": _everything(analysis),
+        "matrix": exhibits.matrix_figure(analysis),
+        "curves": lines,
+        "curves_by_factor": factors,
+        "cost": exhibits.cost_figure(analysis),
+        "kept": settings({name: analysis.recommendation.config[name] for name in analysis.recommendation.kept}),
+        "recommended_recipe": info.get("recommended_recipe"),
+        "base_recipe": info.get("base_recipe"),
+        "design": _design(analysis),
+        "command": info.get("command"),
+        "environment": [*_facts(info.get("environment") or {}), *run],
+        "task": list(_facts(info.get("task") or {})),
+    }
+    return _template().render(page)
+
+
+def _resource(name: str) -> str:
+    return files("homeostat.study").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
+    )
+    return environment.from_string(_resource("report.html"))
+
+
+def _printable(value: object) -> object:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _key_figures(analysis: Analysis) -> list[tuple[str, str, str]]:
+    """The few numbers that stand large at the top, as (name, number, what goes with it)."""
+    advice, unit = analysis.recommendation, analysis.unit
+    treatments = [("Base", analysis.design.find(analysis.design.base))]
+    if advice.kept:
+        treatments.append(("Recommended", advice.treatment))
+    found = []
+    for name, treatment in treatments:
+        if treatment is not None and analysis.response in analysis.treatments:
+            mean, low, high = exhibits.measured(analysis, treatment, analysis.response)
+            beside = f"no finite {unit.name}" if math.isnan(mean) else f"{unit.name} {unit.range(low, high)}"
+            found.append((name, unit.value(mean), beside))
+    if advice.kept and not math.isnan(advice.gain.estimate):
+        found.append(("Change from base", *_gain(unit, advice.gain, "from all trials")))
+    if advice.confirm is not None and not math.isnan(advice.confirm.estimate):
+        test = analysis.units.get(advice.confirm_metric or "", unit)
+        method = "from all trials" if advice.confirm_method == "model" else advice.confirm_method
+        found.append(("The same on the test split", *_gain(test, advice.confirm, method)))
+    return found
+
+
+def _gain(unit: Unit, gain: Interval, method: str) -> tuple[str, str]:
+    """A gain in large, and in small its interval and where it comes from."""
+    number, bracket, interval = unit.gain(gain.estimate, gain.low, gain.high).partition("[")
+    return number.strip(), f"{bracket}{interval}, {method}" if interval else method
+
+
+def _treatments(analysis: Analysis) -> dict[str, Any]:
+    rows = exhibits.treatment_rows(analysis)
+    first = len(rows) if len(rows) <= _ALL_ROWS else _FIRST_ROWS
+    shown = [place < first or bool(row.roles) for place, row in enumerate(rows)]
+    metrics = exhibits.shown_metrics(analysis)
+    return {
+        "factors": [_factor_head(factor) for factor in analysis.design.factors],
+        "figures": [
+            (*exhibits.column_head(metric, analysis.units[metric].points), metric == analysis.response)
+            for metric in metrics
+        ],
+        "first": [row for row, show in zip(rows, shown, strict=True) if show],
+        "rest": [row for row, show in zip(rows, shown, strict=True) if not show],
+    }
+
+
+def _factor_head(factor: Factor) -> tuple[list[str], str]:
+    """A factor's name in the pieces between which a line may break, and the level that "Yes" stands for."""
+    name = re.findall(r"[^_]+_?|_", shorten(factor.name, 24))
+    return name, shorten(level_text(factor.levels[1]), 24) if exhibits.is_switch(factor) else ""
+
+
+def _effects(analysis: Analysis) -> dict[str, Any]:
+    rows = []
+    for row in exhibits.records(analysis.effects):
+        estimate, interval = exhibits.change_parts(analysis.unit, row.estimate, row.low, row.high)
+        cells = {"estimate": estimate, "interval": interval, "p": _probability(row.p), "holm": _probability(row.p_holm)}
+        words = {"label": shorten(row.label, _LONG), "aliases": shorten(row.aliases, 2 * _LONG), "kind": row.kind}
+        rows.append(cells | words | {"verdict": row.verdict, "look": exhibits.LOOKS.get(row.verdict, "flat")})
+    return {
+        "figure": exhibits.forest_figure(analysis),
+        "rows": rows,
+        "left_out": len(rows) - len(exhibits.forest_rows(analysis)),
+        "aliased": any(row["aliases"] for row in rows),
+    }
+
+
+def _everything(analysis: Analysis) -> tuple[str, str] | None:
+    """All factors away from their base at once: which levels, and the gain."""
+    config, gain = analysis.everything
+    if math.isnan(gain.estimate) or len(config) < 2:
+        return None
+    return settings(config), analysis.unit.gain(*gain[:3])
+
+
+def _design(analysis: Analysis) -> dict[str, Any]:
+    design = analysis.design
+    facts = [("Treatments", design.describe()), ("Generators", "; ".join(design.generators))]
+    facts += [("R²", f"{analysis.r2:.3f}")] if not math.isnan(analysis.r2) else []
+    facts += [("Residual degrees of freedom", str(analysis.df_resid))] if analysis.df_resid > 0 else []
+    aliases = design.aliases[["effect", "aliased_with"]].astype(str).itertuples(index=False)
+    lost = [
+        (shorten(row.factor, _LONG), shorten(level_text(row.level), _LONG), row.diverged, row.of, row.failed)
+        for row in exhibits.records(analysis.divergence)
+        if analysis.diverged or analysis.failed
+    ]
+    return {"facts": [fact for fact in facts if fact[1]], "aliases": [tuple(row) for row in aliases], "lost": lost}
+
+
+def _run(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """When the study ran and how long it took."""
+    if info.get("started"):
+        yield "started", str(info["started"])
+    seconds = info.get("seconds")
+    if isinstance(seconds, int | float):
+        yield "took", exhibits.duration(float(seconds))
+
+
+def _facts(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A mapping as (name, text) pairs; what is nested gets names such as "examples: training"."""
+    for key, value in mapping.items():
+        name = prefix + metric_words(str(key))
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{name}: ")
+        elif isinstance(value, list | tuple | set | frozenset):
+            yield name, ", ".join(str(item) for item in value)
+        elif value is not None:
+            yield name, level_text(value) if isinstance(value, bool) else str(value)
+
+
+def _probability(p: float) -> str:
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,343 @@
+"""The analysis: equal to statsmodels and to sums done by hand, honest about what is missing, deterministic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from planted import planted
+from statsmodels.stats.multitest import multipletests
+
+from homeostat.errors import InvalidValue
+from homeostat.inference import paired_interval
+from homeostat.study.analysis import Analysis, analyze
+from homeostat.study.design import Design, fractional_factorial, full_factorial
+
+TWO = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
+THREE = {**TWO, "crop": [False, True]}
+MIXED = {"norm": ["none", "batch", "layer"], "dropout": [0, 0.5]}
+
+
+def by_hand(values: dict[tuple[int, int], float], design: Design) -> pd.DataFrame:
+    rows = [{"treatment": t, "seed": s, "status": "done", "score": value} for (t, s), value in values.items()]
+    return pd.DataFrame(rows)
+
+
+def effect(analysis: Analysis, label: str) -> pd.Series:
+    return analysis.effects.set_index("label").loc[label]
+
+
+def test_a_two_by_two_study_done_by_hand() -> None:
+    """Treatments none/0, none/0.5, batch/0, batch/0.5 under two seeds.
+
+    Means 10.5, 12.5, 15.5, 21.5. norm: (15.5 + 21.5)/2 - (10.5 + 12.5)/2 = 7. dropout: (12.5 + 21.5)/2 -
+    (10.5 + 15.5)/2 = 4. Interaction: ((21.5 - 12.5) - (15.5 - 10.5))/2 = 2. Seed means 14.5 and 15.5, so a seed gives
+    -0.5 or +0.5. Of treatments 0 and 3 that leaves residuals of +-0.5, of the others none: s^2 = 4 * 0.25 / (8 - 5).
+    The standard error of a difference of two means of four is sqrt(s^2 / 2) = 0.408248; t(0.975; 3) = 3.182446.
+    """
+    design = full_factorial(TWO, seeds=2)
+    pairs = {0: (10.5, 10.5), 1: (12.0, 13.0), 2: (15.0, 16.0), 3: (20.5, 22.5)}
+    values = {(t, s): pairs[t][s] for t in pairs for s in (0, 1)}
+    found = analyze(by_hand(values, design), design, response="score")
+    for label, estimate in (("norm: none → batch", 7.0), ("dropout: 0 → 0.5", 4.0), ("norm × dropout", 2.0)):
+        row = effect(found, label)
+        assert row.estimate == pytest.approx(estimate)
+        assert row.high - row.estimate == pytest.approx(3.182446 * 0.4082483, rel=1e-5)
+        assert row.df == pytest.approx(3)
+    assert effect(found, "norm: none → batch").verdict == "helps"
+    assert found.treatments["score"].tolist() == [10.5, 12.5, 15.5, 21.5]
+    assert found.alone["estimate"].tolist() == pytest.approx([5.0, 2.0])
+    assert found.recommendation.config == {"norm": "batch", "dropout": 0.5}
+    assert found.recommendation.gain.estimate == pytest.approx(11.0)
+    assert found.everything[1].estimate == pytest.approx(11.0)
+    assert found.df_resid == 3
+
+
+def test_effects_and_errors_are_those_of_statsmodels_with_its_own_coding() -> None:
+    """The same contrasts from a treatment-coded formula: effects do not depend on the coding."""
+    design = full_factorial(MIXED, seeds=3)
+    trials = planted(design, lambda c: 0.1 * (c["norm"] == "layer") * (1 + (c["dropout"] > 0)), noise=0.05)
+    found = analyze(trials, design, response="valid_score")
+    fitted = smf.ols("valid_score ~ C(seed) + C(norm, Treatment('none')) * C(dropout)", trials).fit(cov_type="HC3")
+    half, layer = "C(dropout)[T.0.5]", "C(norm, Treatment('none'))[T.layer]"
+    for label, weights in (
+        ("norm: none → layer", {layer: 1.0, f"{layer}:{half}": 0.5}),
+        ("norm: none → layer × dropout: 0 → 0.5", {f"{layer}:{half}": 0.5}),
+    ):
+        test = fitted.t_test([weights.get(name, 0.0) for name in fitted.params.index])
+        row = effect(found, label)
+        assert row.estimate == pytest.approx(float(test.effect[0]))
+        assert row.se == pytest.approx(float(test.sd[0, 0]))
+    expected = multipletests(found.effects["p"], method="holm")[1]
+    np.testing.assert_allclose(found.effects["p_holm"], expected)
+    assert found.r2 == pytest.approx(fitted.rsquared)
+
+
+def test_in_a_two_level_factorial_the_interval_is_the_one_of_least_squares() -> None:
+    design = full_factorial(THREE, seeds=4)
+    trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch"))
+    found = analyze(trials, design, response="valid_score", confidence=0.9)
+    coded = trials.assign(**{name: np.where(trials[name] == design.base[name], -1, 1) for name in THREE})
+    fitted = smf.ols("valid_score ~ C(seed) + (norm + dropout + crop) ** 2", coded).fit()
+    for label, name in (("norm: none → batch", "norm"), ("dropout × crop", "dropout:crop")):
+        low, high = 2 * fitted.conf_int(0.1).loc[name]
+        row = effect(found, label)
+        assert (row.estimate, row.low, row.high) == pytest.approx((2 * fitted.params[name], low, high))
+        assert row.p == pytest.approx(fitted.pvalues[name])
+
+
+def test_main_effects_average_over_all_levels_of_the_others() -> None:
+    """With every run there, a main effect is the plain difference of means, for any number of levels."""
+    design = full_factorial(MIXED, seeds=3)
+    trials = planted(design, lambda c: len(str(c["norm"])) * (1.0 + float(c["dropout"])))
+    found = analyze(trials, design, response="valid_score")
+    means = trials.groupby("norm")["valid_score"].mean()
+    assert effect(found, "norm: none → batch").estimate == pytest.approx(means["batch"] - means["none"])
+    assert effect(found, "norm: none → layer").estimate == pytest.approx(means["layer"] - means["none"])
+    cells = trials.groupby(["norm", "dropout"])["valid_score"].mean()
+    twist = (cells["batch", 0.5] - cells["batch", 0]) - (cells["none", 0.5] - cells["none", 0])
+    assert effect(found, "norm: none → batch × dropout: 0 → 0.5").estimate == pytest.approx(twist / 2)
+
+
+def test_seeds_are_blocks_what_a_seed_gives_to_all_cancels() -> None:
+    design = full_factorial(TWO, seeds=4)
+    trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch"), blocks=0.0)
+    shifted = trials.assign(valid_score=trials["valid_score"] + 10.0 * trials["seed"])
+    one, two = (analyze(frame, design, response="valid_score") for frame in (trials, shifted))
+    np.testing.assert_allclose(one.effects["estimate"], two.effects["estimate"], atol=1e-9)
+    np.testing.assert_allclose(one.effects["low"], two.effects["low"], atol=1e-9)
+
+
+def test_the_order_of_the_rows_changes_nothing_and_the_input_stays_as_it_is() -> None:
+    design = full_factorial(THREE, seeds=3)
+    trials = planted(design, lambda c: 0.03 * (c["crop"] is True), diverges=lambda c: c["norm"] == "none")
+    before = trials.copy(deep=True)
+    one = analyze(trials, design, response="valid_score")
+    two = analyze(trials.iloc[::-1].reset_index(drop=True), design, response="valid_score")
+    pd.testing.assert_frame_equal(trials, before)
+    assert one.summary == two.summary
+    assert repr(one.recommendation) == repr(two.recommendation)
+    for name, frame in one.to_frames().items():
+        pd.testing.assert_frame_equal(frame, two.to_frames()[name])
+
+
+def test_minimize_turns_the_verdicts_and_not_the_numbers() -> None:
+    design = full_factorial(TWO, seeds=4)
+    trials = planted(design, lambda c: 0.05 * (c["norm"] == "batch"), metric="valid_loss")
+    up = analyze(trials, design, response="valid_loss", goal="maximize")
+    down = analyze(trials, design, response="valid_loss", goal="minimize")
+    assert up.effects["estimate"].tolist() == down.effects["estimate"].tolist()
+    assert (up.effects["verdict"].iloc[0], down.effects["verdict"].iloc[0]) == ("helps", "hurts")
+    assert (up.recommendation.kept, down.recommendation.kept) == (("norm",), ())
+
+
+def test_an_effect_within_the_margin_is_not_called_clear() -> None:
+    design = full_factorial(TWO, seeds=5)
+    trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch"), noise=0.002)
+    assert analyze(trials, design, response="valid_score", margin=0.01).effects["verdict"].iloc[0] == "helps"
+    wide = analyze(trials, design, response="valid_score", margin=0.03)
+    assert wide.effects["verdict"].iloc[0] == "no clear effect"
+    assert wide.recommendation.kept == ()
+    assert "beyond the margin of 0.0300" in wide.recommendation.reasons[0]
+
+
+def test_interactions_strengthen_or_weaken() -> None:
+    design = full_factorial(TWO, seeds=5)
+    for twist, verdict in ((0.05, "strengthens"), (-0.05, "weakens")):
+        trials = planted(
+            design, lambda c, twist=twist: twist * (c["norm"] == "batch") * (c["dropout"] > 0), noise=0.002
+        )
+        assert effect(analyze(trials, design, response="valid_score"), "norm × dropout").verdict == verdict
+
+
+def test_aliases_are_named_and_reported_once() -> None:
+    design = fractional_factorial({name: [0, 1] for name in "abcd"}, seeds=3)
+    trials = planted(design, lambda c: 0.05 * c["a"] * c["b"], noise=0.002)
+    found = analyze(trials, design, response="valid_score")
+    assert len(found.effects) == 7
+    assert effect(found, "a × b").aliases == "c × d"
+    assert "c × d" not in found.effects["label"].tolist()
+    assert any("share their estimates" in warning for warning in found.warnings)
+    assert found.recommendation.treatment is None or found.recommendation.treatment in design.treatments.index
+
+
+def test_diverged_runs_are_counted_left_out_and_told() -> None:
+    """One of eight cells gone: the model still tells every effect, from the runs that are left."""
+    design = full_factorial(THREE, seeds=3)
+    gone = {"norm": "none", "dropout": 0, "crop": False}
+    trials = planted(design, lambda c: 0.03 * (c["norm"] == "batch"), diverges=lambda c: c == gone)
+    found = analyze(trials, design, response="valid_score")
+    assert (found.planned, found.finished, found.diverged, found.failed, found.missing) == (24, 24, 3, 0, 0)
+    assert found.treatments.loc[0, ["n", "diverged"]].tolist() == [3, 3]
+    assert np.isnan(found.treatments.at[0, "valid_score"])
+    assert found.effects["estimable"].all()
+    table = found.divergence.set_index(["factor", "level"])
+    assert table.loc[("norm", "none"), ["diverged", "of"]].tolist() == [3, 12]
+    assert table.loc[("norm", "batch"), ["diverged", "of"]].tolist() == [0, 12]
+    assert any("3 of 24 finished trials diverged" in text and "norm=none 3 of 12" in text for text in found.warnings)
+    assert "3 of 24 finished trials diverged." in found.summary
+    assert found.recommendation.config["norm"] == "batch"
+
+
+def test_infinite_responses_and_flagged_runs_count_as_diverged() -> None:
+    design = full_factorial(TWO, seeds=3)
+    trials = planted(design, lambda c: 0.0)
+    trials.loc[trials.index[0], "valid_score"] = np.inf
+    trials.loc[trials.index[1], "diverged"] = 1.0
+    found = analyze(trials, design, response="valid_score")
+    assert found.diverged == 2
+    assert found.frame["outcome"].value_counts().to_dict() == {"ok": 10, "diverged": 2}
+    assert np.isfinite(found.effects["estimate"]).all()
+
+
+def test_a_level_that_always_diverged_gets_no_number() -> None:
+    design = full_factorial(TWO, seeds=3)
+    trials = planted(design, lambda c: 0.01, diverges=lambda c: c["norm"] == "none")
+    found = analyze(trials, design, response="valid_score")
+    row = effect(found, "norm: none → batch")
+    assert (row.verdict, row.estimable) == ("not estimable", False)
+    assert np.isnan([row.estimate, row.low, row.p, row.p_holm]).all()
+    assert effect(found, "norm × dropout").verdict == "not estimable"
+    left = trials[trials["norm"] == "batch"].groupby("dropout")["valid_score"].mean()
+    assert effect(found, "dropout: 0 → 0.5").estimate == pytest.approx(left[0.5] - left[0])
+    assert any(text.startswith("norm=none gave no result: the effects of other factors") for text in found.warnings)
+    assert found.recommendation.config == {"norm": "batch", "dropout": 0}
+    assert np.isnan(found.recommendation.gain.estimate)
+    assert any(text.startswith("Too few trials gave a result to estimate norm") for text in found.warnings)
+
+
+def test_everything_diverged() -> None:
+    design = full_factorial(TWO, seeds=2)
+    found = analyze(planted(design, lambda c: 0.0, diverges=lambda c: True), design, response="valid_score")
+    assert found.summary.startswith("All 8 finished trials diverged, so nothing can be recommended")
+    assert not found.effects["estimable"].any()
+    assert found.recommendation.config == design.base
+    assert np.isnan(found.recommendation.gain.estimate)
+    assert np.isnan(found.r2)
+
+
+def test_nothing_has_run_yet() -> None:
+    design = full_factorial(TWO, seeds=2)
+    trials = planted(design, lambda c: 0.0, pending=range(8))
+    for frame in (trials, trials.drop(columns=["valid_score", "test_score", "diverged"]), trials.iloc[:0]):
+        found = analyze(frame, design, response="valid_score")
+        assert found.summary == "None of the 8 trials has finished yet."
+        assert found.missing == 8
+        assert found.warnings == ["The study is not complete: 0 of 8 trials have finished."]
+
+
+def test_all_failed() -> None:
+    design = full_factorial(TWO, seeds=1)
+    found = analyze(planted(design, lambda c: 0.0, failed=range(4)), design, response="valid_score")
+    assert found.summary == "All 4 trials failed, so there is nothing to compare."
+    assert (found.failed, found.missing) == (4, 0)
+
+
+@pytest.mark.parametrize("done", [1, 2, 5, 9, 15])
+def test_a_study_in_progress_is_analyzed_at_any_moment(done: int) -> None:
+    design = full_factorial(THREE, seeds=2)
+    trials = planted(design, lambda c: 0.05 * (c["norm"] == "batch"), pending=range(done, 16))
+    found = analyze(trials, design, response="valid_score")
+    assert found.warnings[0] == f"The study is not complete: {done} of 16 trials have finished."
+    assert found.summary.endswith(f"Only {done} of 16 trials have finished.")
+    shown = found.effects[found.effects["estimable"]]
+    assert shown["estimate"].notna().all()
+    assert found.effects.loc[~found.effects["estimable"], "estimate"].isna().all()
+
+
+def test_failed_trials_are_told_with_their_error() -> None:
+    design = full_factorial(TWO, seeds=4)
+    found = analyze(planted(design, lambda c: 0.0, failed=[2]), design, response="valid_score")
+    assert found.failed == 1
+    assert found.treatments["failed"].sum() == 1
+    assert any("1 trial failed and was set aside" in text and "out of memory" in text for text in found.warnings)
+
+
+def test_one_seed_without_repetition_has_estimates_and_no_intervals() -> None:
+    design = full_factorial(TWO, seeds=1)
+    found = analyze(planted(design, lambda c: 0.05 * (c["norm"] == "batch")), design, response="valid_score")
+    assert found.effects["estimate"].notna().all()
+    assert found.effects["low"].isna().all()
+    assert found.warnings == ["No run repeats another, so there are no intervals: use --seeds 3 or more."]
+    assert found.recommendation.kept == ()
+    assert "for now" in found.summary
+
+
+def test_one_factor_is_a_paired_comparison() -> None:
+    design = full_factorial({"norm": ["none", "batch"]}, seeds=6)
+    trials = planted(design, lambda c: 0.05 * (c["norm"] == "batch"))
+    found = analyze(trials, design, response="valid_score")
+    wide = trials.pivot(index="seed", columns="norm", values="valid_score")
+    paired = paired_interval(wide["batch"].to_numpy(), wide["none"].to_numpy())
+    row = found.effects.iloc[0]
+    assert (row.estimate, row.low, row.high) == pytest.approx((paired.estimate, paired.low, paired.high))
+    assert row.p == pytest.approx(paired.p)
+
+
+def test_an_objective_without_noise_is_no_crash_and_is_doubted() -> None:
+    design = full_factorial(THREE, seeds=3)
+    trials = planted(design, lambda c: 0.5 * (c["norm"] == "batch"), noise=0.0, blocks=0.0)
+    found = analyze(trials, design, response="valid_score")
+    assert found.effects["estimate"].tolist() == pytest.approx([0.5, 0, 0, 0, 0, 0])
+    assert found.effects["verdict"].tolist() == ["helps", *["no clear effect"] * 5]
+    assert any("Does the objective use its seed?" in text for text in found.warnings)
+    constant = analyze(trials.assign(valid_score=1.0), design, response="valid_score")
+    assert constant.recommendation.kept == ()
+    assert np.isnan(constant.r2)
+
+
+def test_warnings_of_the_trials_are_gathered_with_where_they_came_from() -> None:
+    design = full_factorial(TWO, seeds=3)
+    trials = planted(design, lambda c: 0.0)
+    text = "NoEffectWarning: norm=batch changed nothing"
+    trials["warnings"] = [[text, text] if norm == "batch" else [] for norm in trials["norm"]]
+    found = analyze(trials, design, response="valid_score")
+    assert f"6 of 12 trials, all with norm=batch: {text}" in found.warnings
+
+
+def test_metrics_of_other_types_and_names_are_no_trouble() -> None:
+    design = full_factorial({"epochs": [1, 2], "norm": ["none", "batch"]}, seeds=2)
+    trials = planted(design, lambda c: 0.0).assign(note="text", odd=[[1]] * 8, whole=3)
+    found = analyze(trials, design, response="valid_score")
+    assert found.metrics == ("valid_score", "test_score", "whole")
+    assert found.treatments["whole"].tolist() == [3.0] * 4
+
+
+def test_levels_come_from_the_design_not_from_what_a_table_made_of_them() -> None:
+    design = full_factorial({"clip": [None, 1.0], "depth": [2, 3]}, seeds=2)
+    trials = planted(design, lambda c: 0.0)
+    trials["clip"] = trials["clip"].astype(float)  # None became NaN
+    found = analyze(trials, design, response="valid_score")
+    assert found.frame["clip"].tolist()[:4] == [None] * 4
+    assert found.divergence["level"].tolist() == [None, 1.0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.assign(treatment=99), "every treatment of trials must belong to the design"),
+        (lambda t: t.assign(seed=77), "every seed of trials must belong"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "stand in trials once"),
+        (lambda t: t.drop(columns="status"), "have the columns"),
+    ],
+)
+def test_trials_of_another_design_are_refused(change: object, text: str) -> None:
+    design = full_factorial(TWO, seeds=2)
+    with pytest.raises(InvalidValue, match=text):
+        analyze(change(planted(design, lambda c: 0.0)), design, response="valid_score")  # type: ignore[operator]
+
+
+def test_bad_arguments_are_named() -> None:
+    design = full_factorial(TWO, seeds=2)
+    trials = planted(design, lambda c: 0.0)
+    with pytest.raises(InvalidValue, match="Did you mean 'valid_score'"):
+        analyze(trials, design, response="valid_scor")
+    with pytest.raises(InvalidValue, match="unknown response 'norm'"):
+        analyze(trials, design, response="norm")
+    with pytest.raises(InvalidValue, match="goal must be"):
+        analyze(trials, design, response="valid_score", goal="max")  # type: ignore[arg-type]
+    with pytest.raises(InvalidValue, match="margin"):
+        analyze(trials, design, response="valid_score", margin=-0.1)
+    with pytest.raises(InvalidValue, match="confidence"):
+        analyze(trials, design, response="valid_score", confidence=95)

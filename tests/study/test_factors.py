@@ -1,0 +1,86 @@
+"""Factors: from text and from Python, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeostat.errors import InvalidType, InvalidValue
+from homeostat.study.factors import RESERVED, Factor, as_factors, level_text, parse_factor
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("norm=none,batch", ("none", "batch")),
+        ("dropout=0,0.5", (0, 0.5)),
+        ("l1=0,1e-4,.5,-2.", (0, 1e-4, 0.5, -2.0)),
+        ("compile=false,True", (False, True)),
+        (" clip = 1_0 , +1 ", ("1_0", 1)),
+        ("when=nan,inf", ("nan", "inf")),
+        ("augment=none,crop+flip", ("none", "crop+flip")),
+    ],
+)
+def test_text_becomes_levels(text: str, levels: tuple[object, ...]) -> None:
+    found = parse_factor(text).levels
+    assert found == levels
+    assert [type(level) for level in found] == [type(level) for level in levels]
+
+
+@pytest.mark.parametrize("text", ["norm", "=a,b", "norm=", "norm=none", "norm=none,", "norm=none,none", "x=1,1.0"])
+def test_text_that_is_no_factor_is_refused_with_its_text(text: str) -> None:
+    with pytest.raises(InvalidValue) as error:
+        parse_factor(text)
+    assert "must" in str(error.value)
+
+
+@given(st.lists(st.integers() | st.floats(allow_nan=False, allow_infinity=False), min_size=2, unique=True))
+def test_numbers_survive_the_way_through_text(levels: list[float]) -> None:
+    assert parse_factor(f"x={','.join(level_text(level) for level in levels)}").levels == tuple(levels)
+
+
+def test_a_mapping_and_a_list_of_factors_or_texts_mean_the_same() -> None:
+    by_name = as_factors({"norm": ["none", "batch"], "dropout": (0, 0.5)})
+    assert by_name == as_factors([Factor("norm", ("none", "batch")), "dropout=0,0.5"])
+    assert [factor.base for factor in by_name] == ["none", 0]
+
+
+@pytest.mark.parametrize("factors", [{}, [], ["a=0,1", "a=1,2"]])
+def test_no_factor_or_two_of_one_name_are_refused(factors: object) -> None:
+    with pytest.raises(InvalidValue, match="as_factors"):
+        as_factors(factors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factors", ["norm=none,batch", 3, [3], {"norm": "none"}, {"norm": 3}, {3: [0, 1]}])
+def test_things_that_are_no_factors_are_refused(factors: object) -> None:
+    with pytest.raises(InvalidType):
+        as_factors(factors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("levels", [(1, True), (0, False), (0, 0.0), (0,), (), (0, float("nan")), (0, float("inf"))])
+def test_levels_are_two_or_more_distinct_finite(levels: tuple[float, ...]) -> None:
+    with pytest.raises(InvalidValue, match=r"levels? of 'x'"):
+        Factor("x", levels)
+
+
+def test_levels_of_other_types_are_refused_and_numpy_scalars_become_python() -> None:
+    with pytest.raises(InvalidType, match="each level"):
+        Factor("x", ([1], [2]))  # type: ignore[arg-type]
+    found = Factor("x", tuple(np.array([1, 2]))).levels
+    assert [type(level) for level in found] == [int, int]
+
+
+@pytest.mark.parametrize("name", ["", " ", " x", "a\nb", "a\0b", *sorted(RESERVED)])
+def test_names_that_would_break_a_table_are_refused(name: str) -> None:
+    with pytest.raises(InvalidValue, match="name"):
+        Factor(name, (0, 1))
+
+
+@given(st.integers(2, 6))
+def test_coding_sums_to_zero_with_the_base_at_minus_one(count: int) -> None:
+    coding = Factor("x", tuple(range(count))).coding
+    assert (coding[0] == -1).all()
+    assert (coding.sum(axis=0) == 0).all()
+    assert np.linalg.matrix_rank(coding) == count - 1

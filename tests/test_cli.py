@@ -1,0 +1,112 @@
+"""The command line as a person uses it: whole processes, real output, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+DIGITS = ["study", "digits", "-f", "norm=none,batch", "--seeds", "2", "--epochs", "1", "--workers", "1"]
+
+
+def homeostat(*words, cwd=None):
+    environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "homeostat", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=250)
+
+
+def test_help_answers_at_once_and_loads_nothing_heavy():
+    code = "import sys; from homeostat.cli import app; print(sorted({'torch', 'pandas', 'numpy', 'scipy'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+    started = time.perf_counter()
+    done = homeostat("--help")
+    assert done.returncode == 0
+    assert "study" in done.stdout
+    assert time.perf_counter() - started < 5  # the documented figure is 0.3 s; a loaded machine is no failure
+
+
+@pytest.mark.parametrize("command", ["study", "fit"])
+def test_every_command_shows_an_example(command):
+    done = homeostat(command, "--help")
+    assert f"Example: homeostat {command}" in done.stdout
+
+
+def test_version():
+    assert homeostat("--version").stdout.startswith("homeostat 0.")
+
+
+def test_a_study_ends_in_a_report_and_a_recipe_and_running_it_again_reports_again(tmp_path):
+    first = homeostat(*DIGITS, "--out", tmp_path / "study")
+    assert first.returncode == 0, first.stderr
+    names = {path.name for path in (tmp_path / "study").iterdir()}
+    assert {"report.html", "recipe.toml", "study.sqlite", "trials.csv", "effects.csv"} <= names
+    assert "Report:" in first.stdout
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "norm" in page
+    assert "homeostat study digits" in page
+    again = homeostat(*DIGITS, "--out", tmp_path / "study")
+    assert again.returncode == 0
+    assert (tmp_path / "study" / "report.html").read_text() == page
+
+
+def test_the_recommended_recipe_is_one_that_fit_takes(tmp_path):
+    assert homeostat(*DIGITS, "--out", tmp_path / "study").returncode == 0
+    done = homeostat("fit", "digits", "--recipe", tmp_path / "study" / "recipe.toml", "--out", tmp_path / "fit")
+    assert done.returncode == 0, done.stderr
+    assert 0 <= json.loads((tmp_path / "fit" / "metrics.json").read_text())["test_accuracy"] <= 1
+
+
+def test_the_default_directory_lets_the_same_command_resume(tmp_path):
+    assert homeostat(*DIGITS, cwd=tmp_path).returncode == 0
+    assert homeostat(*DIGITS, cwd=tmp_path).returncode == 0
+    assert len(list((tmp_path / "studies").iterdir())) == 1
+
+
+def test_a_study_file_says_it_all(tmp_path):
+    (tmp_path / "study.toml").write_text(
+        'task = "curve"\nseeds = 2\n[recipe]\nepochs = 2\nwidths = "8"\n'
+        '[factors]\ndropout = [0, 0.2]\nnorm = ["none", "layer"]\n'
+    )
+    done = homeostat("study", "--config", tmp_path / "study.toml", "--workers", "1", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "dropout" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study"], "the task must be named"),
+        (["study", "digts"], "Did you mean 'digits'"),
+        (["study", "digits", "-f", "nrom=none,batch"], "unknown factor 'nrom'. Did you mean 'norm'"),
+        (["study", "digits", "-f", "norm=none,bach"], "norm=bach: Recipe: unknown norm 'bach'. Did you mean 'batch'"),
+        (["study", "digits", "-f", "norm"], "name=level,level"),
+        (["study", "digits", "-f", "norm=batch"], "two or more"),
+        (["study", "digits", "-f", "dropout=0,1.5"], "dropout=1.5: Recipe: dropout must be"),
+        (["study", "digits", "-f", "norm=none,instance"], "norm=instance"),
+        (["study", "curve", "-f", "label_smoothing=0,0.1"], "label_smoothing=0.1"),
+        (["study", "digits", "--design", "half"], "unknown design 'half'"),
+        (["study", "digits", "--response", "valid_acuracy"], "valid_accuracy"),
+        (["study", "digits", "--set", "lr"], "must read key=value"),
+        (["study", "digits", "--set", "lrr=1"], "unknown key 'lrr'. Did you mean 'lr'"),
+        (["study", "digits", "--recipe", "absent.toml"], "cannot read 'absent.toml'"),
+        (["study", "digits", "--seeds", "0"], "seeds"),
+        (["study", "digits", "--model", "cnnn"], "Did you mean 'cnn'"),
+        (["study", "digits", "--target", "price"], "target must be given for a table only"),
+        (["fit", "digits", "--set", "dropout=2"], "dropout must be"),
+    ],
+)
+def test_wrong_input_is_named_before_any_trial_and_leaves_nothing(tmp_path, words, message):
+    done = homeostat(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_configuration_in_the_same_directory_is_refused_with_the_difference(tmp_path):
+    assert homeostat(*DIGITS, "--out", tmp_path / "study").returncode == 0
+    done = homeostat(*DIGITS, "--set", "lr=0.1", "--out", tmp_path / "study")
+    assert done.returncode == 2
+    assert "recipe.lr: (not set) → 0.1" in done.stderr

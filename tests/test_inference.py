@@ -1,0 +1,173 @@
+"""Intervals and tests: against scipy and statsmodels, against their definitions, and at the edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from homeostat.errors import InvalidValue
+from homeostat.inference import LinearModel, holm, mean_interval, paired_interval
+
+samples = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
+
+
+@given(samples, st.sampled_from([0.8, 0.95, 0.99]))
+def test_mean_interval_is_the_t_interval(values: list[float], confidence: float) -> None:
+    found = mean_interval(values, confidence)
+    assert found.estimate == pytest.approx(np.mean(values))
+    if np.ptp(values) < 1e-6:
+        return
+    expected = stats.ttest_1samp(values, 0.0)
+    low, high = expected.confidence_interval(confidence)
+    assert (found.low, found.high, found.p) == pytest.approx((low, high, expected.pvalue), rel=1e-6, abs=1e-9)
+    assert found.df == len(values) - 1
+
+
+def test_paired_interval_is_that_of_the_differences() -> None:
+    first, second = [0.91, 0.93, 0.95, 0.90], [0.90, 0.90, 0.93, 0.90]
+    expected = stats.ttest_rel(first, second)
+    found = paired_interval(first, second)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_samples_too_small_for_an_interval_have_none() -> None:
+    assert np.isnan(mean_interval([]).estimate)
+    one = mean_interval([3.0])
+    assert one.estimate == 3.0
+    assert np.isnan([one.low, one.high, one.p]).all()
+
+
+def test_a_sample_without_spread_leaves_no_doubt() -> None:
+    same = mean_interval([0.1 + 0.2] * 5)
+    assert (same.low, same.high, same.p) == (same.estimate, same.estimate, 0.0)
+    assert mean_interval([0.0, 0.0]).p == 1.0
+
+
+@settings(max_examples=20, deadline=None)  # one call of statsmodels takes 40 ms
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=12))
+def test_holm_equals_statsmodels_and_passes_over_nan(p: list[float]) -> None:
+    raw = np.array(p, dtype=float)
+    found, made = holm(raw), ~np.isnan(raw)
+    assert np.isnan(found[~made]).all()
+    if made.any():
+        np.testing.assert_allclose(found[made], multipletests(raw[made], method="holm")[1])
+
+
+def random_model(seed: int, n: int, p: int) -> tuple[LinearModel, np.ndarray, np.ndarray]:
+    draws = np.random.default_rng(seed)
+    x = np.hstack([np.ones((n, 1)), draws.normal(size=(n, p - 1))])
+    return LinearModel(x), draws.normal(size=n) * draws.uniform(0.5, 3.0, n), draws.normal(size=(4, p))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(3, 20))
+def test_estimates_and_hc3_errors_are_those_of_statsmodels(seed: int, p: int, extra: int) -> None:
+    model, y, contrasts = random_model(seed, p + extra, p)
+    found = model.judge(contrasts, y)
+    expected = sm.OLS(y, model.x).fit(cov_type="HC3").t_test(contrasts)
+    np.testing.assert_allclose(found.estimate, expected.effect, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(found.se, expected.sd.ravel(), rtol=1e-7)
+    np.testing.assert_allclose(model.coefficients(y), sm.OLS(y, model.x).fit().params, rtol=1e-7, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(3, 20))
+def test_the_calibrated_interval_follows_its_definition(seed: int, p: int, extra: int) -> None:
+    """The formulas of Young (2016), with the n x n matrices written out."""
+    model, y, contrasts = random_model(seed, p + extra, p)
+    found = model.judge(contrasts, y, confidence=0.9)
+    x, n = model.x, p + extra
+    inverse = np.linalg.inv(x.T @ x)
+    hat = x @ inverse @ x.T
+    residual_maker = np.eye(n) - hat
+    for i, contrast in enumerate(contrasts):
+        w = x @ inverse @ contrast
+        d = np.diag((w / (1 - np.diag(hat))) ** 2)
+        trace, squared = np.trace(residual_maker @ d), np.trace(residual_maker @ d @ residual_maker @ d)
+        e = residual_maker @ y
+        half = stats.t.ppf(0.95, trace**2 / squared) * np.sqrt(e @ d @ e * (w @ w) / trace)
+        assert found.df[i] == pytest.approx(trace**2 / squared, rel=1e-6)
+        assert (found.high[i] - found.low[i]) / 2 == pytest.approx(half, rel=1e-6)
+
+
+def test_in_a_balanced_two_level_design_it_is_the_interval_of_least_squares() -> None:
+    a, b = np.tile([-1.0, 1.0], 8), np.repeat([-1.0, 1.0, -1.0, 1.0], 4)
+    x = np.column_stack([np.ones(16), a, b, a * b])
+    y = np.random.default_rng(0).normal(size=16)
+    contrasts = 2 * np.eye(4)[1:]
+    expected = sm.OLS(y, x).fit()
+    found = LinearModel(x).judge(contrasts, y)
+    np.testing.assert_allclose(np.column_stack([found.low, found.high]), expected.t_test(contrasts).conf_int())
+    np.testing.assert_allclose(found.df, 12)
+    np.testing.assert_allclose(found.p, expected.pvalues[1:])
+
+
+def test_many_responses_at_once_equal_one_by_one() -> None:
+    model, _, contrasts = random_model(1, 12, 3)
+    y = np.random.default_rng(2).normal(size=(12, 5))
+    together = model.judge(contrasts, y)
+    for column in range(5):
+        alone = model.judge(contrasts, y[:, column])
+        np.testing.assert_allclose(together.low[:, column], alone.low)
+        np.testing.assert_allclose(together.p[:, column], alone.p)
+
+
+def test_what_the_observations_do_not_determine_gets_no_number() -> None:
+    x = np.array([[1.0, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])  # intercept and both indicators: rank 2
+    found = LinearModel(x).judge(np.array([[0.0, 1, -1], [0, 1, 0]]), np.array([1.0, 2, 5, 6]))
+    assert found.estimable.tolist() == [True, False]
+    assert found.estimate[0] == pytest.approx(-4.0)
+    assert np.isnan([found.estimate[1], found.low[1], found.se[1], found.df[1], found.p[1]]).all()
+
+
+def test_no_residual_no_interval() -> None:
+    found = LinearModel(np.array([[1.0, -1], [1, 1]])).judge(np.array([[0.0, 2]]), np.array([1.0, 4]))
+    assert found.estimate[0] == pytest.approx(3.0)
+    assert np.isnan([found.low[0], found.high[0], found.p[0]]).all()
+
+
+def test_no_observations_nothing_estimable() -> None:
+    found = LinearModel(np.zeros((0, 2))).judge(np.eye(2), np.zeros(0))
+    assert not found.estimable.any()
+    assert np.isnan(found.estimate).all()
+
+
+def test_a_run_that_is_fitted_perfectly_borrows_the_spread_of_the_others() -> None:
+    """Group c has one run: its residual is zero whatever its value, so its spread is not to be seen."""
+    x = np.repeat(np.eye(3), [4, 4, 1], axis=0)
+    y = np.array([1.0, 2, 3, 4, 2, 4, 6, 8, 7])
+    found = LinearModel(x).judge(np.array([[1.0, -1, 0], [1, 0, -1]]), y)
+    assert found.pooled.tolist() == [False, True]
+    assert np.isnan(found.se[1])
+    assert np.isfinite(found.se[0])
+    low, high = sm.OLS(y, x).fit().t_test([[1, 0, -1]]).conf_int()[0]
+    assert (found.low[1], found.high[1]) == pytest.approx((low, high))
+
+
+def test_residuals_that_are_rounding_count_as_none() -> None:
+    x = np.column_stack([np.ones(6), np.tile([-1.0, 1.0], 3)])
+    y = np.tile([0.1 + 0.2, 0.7], 3)
+    found = LinearModel(x).judge(np.array([[0.0, 2]]), y)
+    assert found.low[0] == found.high[0] == found.estimate[0]
+    assert found.p[0] == 0.0
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_confidence_is_a_probability(confidence: float) -> None:
+    with pytest.raises(InvalidValue, match="confidence must lie in"):
+        mean_interval([1.0, 2.0], confidence)
+
+
+def test_values_must_be_finite_and_pairs_complete() -> None:
+    with pytest.raises(InvalidValue, match="finite"):
+        mean_interval([1.0, float("nan")])
+    with pytest.raises(InvalidValue, match="one length"):
+        paired_interval([1.0], [1.0, 2.0])
+    with pytest.raises(InvalidValue, match="finite"):
+        LinearModel(np.ones((2, 1))).judge(np.ones((1, 1)), np.array([1.0, np.inf]))

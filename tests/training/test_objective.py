@@ -1,0 +1,90 @@
+import json
+import pickle
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import torch
+from torch import nn
+
+from homeostat.errors import InvalidValue
+from homeostat.training.loop import fit
+from homeostat.training.objective import Objective
+from homeostat.training.recipe import Recipe
+from homeostat.training.task import Task
+
+
+class Trial:
+    """What a study hands to an objective."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.rows = {}
+
+    def report(self, epoch, **values):
+        self.rows[epoch] = values
+
+
+def test_a_treatment_is_the_base_recipe_with_its_levels(image_task):
+    objective = Objective(image_task, Recipe(epochs=2))
+    expected = fit(image_task, Recipe(epochs=2, norm="batch"), 4).metrics
+    found = objective({"norm": "batch"}, 4)
+    assert found["valid_loss"] == expected["valid_loss"]
+    assert json.dumps(found)
+
+
+def test_a_trial_gets_the_curve_and_keeps_the_checkpoints(image_task, tmp_path):
+    trial = Trial(tmp_path)
+    metrics = Objective(image_task, Recipe(epochs=3))({}, 0, trial=trial)
+    assert sorted(trial.rows) == [0, 1, 2]
+    assert trial.rows[2]["valid_loss"] == metrics["valid_loss"]
+    assert any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_an_objective_travels_to_another_process(image_task, pickler):
+    objective = Objective(image_task, Recipe(epochs=1))
+    copy = pickle.loads(pickler.dumps(objective))
+    assert copy({}, 0)["valid_loss"] == objective({}, 0)["valid_loss"]
+
+
+def test_what_travels_of_a_large_task_is_small():
+    x = torch.randint(0, 256, (3000, 1, 28, 28), dtype=torch.uint8)
+    task = Task(data=((x, torch.arange(3000) % 10), None, None), name="large")
+    assert len(cloudpickle.dumps(Objective(task))) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"dropout": 2}, "dropout=2: Recipe: dropout must"),
+        ({"norm": "bach"}, "norm=bach: Recipe: unknown norm"),
+        ({"norm": "batch", "batch_size": 1}, "norm=batch, batch_size=1: .*more than 1 value per channel"),
+        ({"model": "cnn", "norm": "instance", "widths": "4x4x4x4"}, "instance"),
+    ],
+)
+def test_check_names_the_treatment_that_cannot_be_trained(image_task, config, message):
+    with pytest.raises(InvalidValue, match=message):
+        Objective(image_task).check([{}, config])
+
+
+def test_check_names_what_a_users_model_does_wrong(regression_task):
+    task = Task(data=regression_task.data, model=lambda: nn.Linear(4, 1), loss="mse")
+    with pytest.raises(InvalidValue, match="the base recipe: the model does not run on a batch of this task"):
+        Objective(task).check([{}])
+
+
+def test_check_refuses_a_loss_that_is_not_one_number(regression_task):
+    task = Task(
+        data=regression_task.data,
+        model=lambda: nn.Linear(3, 1),
+        loss=lambda output, target: (output.squeeze(1) - target) ** 2,
+        metric="rmse",
+    )
+    with pytest.raises(InvalidValue, match="the loss must be one number"):
+        Objective(task).check([{}])
+
+
+def test_label_smoothing_of_a_regression_is_refused(regression_task):
+    with pytest.raises(InvalidValue, match="label_smoothing"):
+        Objective(regression_task).check([{"label_smoothing": 0.1}])
