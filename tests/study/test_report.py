@@ -143,12 +143,7 @@ def test_the_table_of_treatments_says_what_the_analysis_says(html: str) -> None:
     assert [int(row[0].split()[-1]) for row in rows] == order.index.tolist()
     best = analysis.treatments.loc[order.index[0]]
     _, _, *levels = rows[0][:7]
-    expected = [
-        "Yes" if best[name] != base else "No" if name != "init" else "keep"
-        for name, (base, _) in simulated.FIVE.items()
-    ]
-    expected[3] = best["init"]
-    assert levels == expected
+    assert levels == ["Yes" if best[name] != base else "No" for name, (base, _) in simulated.FIVE.items()]
     shown = [
         f"{100 * best[m]:.1f} [{100 * best[f'{m}_low']:.1f}, {100 * best[f'{m}_high']:.1f}]"
         for m in simulated.METRICS[:3]
@@ -314,7 +309,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_factor_is_a_switch_when_its_base_is_nothing() -> None:
-    for base in (None, False, 0, 0.0, "none", "None", "off"):
+    for base in (None, False, 0, 0.0, "none", "None", "off", "keep"):
         assert exhibits.is_switch(Factor("f", (base, "x")))
-    for levels in (("keep", "x"), (1, 0), (0.1, 0.2), ("none", "x", "y"), ("batch", "none")):
+    for levels in (("he_normal", "x"), (1, 0), (0.1, 0.2), ("none", "x", "y"), ("batch", "none")):
         assert not exhibits.is_switch(Factor("f", levels))

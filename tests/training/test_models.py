@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from homeostat.errors import InvalidValue, NoEffectWarning
+from homeostat.parts.activation import make_activation
 from homeostat.parts.dropout import is_dropout
 from homeostat.parts.norm import norm_kind
 from homeostat.training.models import ResNet, build_model, cnn, mlp
@@ -85,6 +86,25 @@ def test_dropout_stands_where_the_recipe_says():
 @pytest.mark.parametrize("size", [1, 2, 3, 28])
 def test_cnn_takes_pictures_of_any_size(size):
     assert cnn((1, size, size), 4)(torch.randn(2, 1, size, size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "selu", "tanh", "sigmoid", "gelu", "silu"])
+def test_where_the_pool_stands_changes_neither_function_nor_gradient(activation):
+    network = cnn((3, 12, 12), 5, activation=activation, norm="batch").double()
+    plain: list[nn.Module] = []  # the same layers, every activation before its pool
+    for layer in network:
+        if isinstance(layer, type(make_activation(activation))) and isinstance(plain[-1], nn.MaxPool2d):
+            plain.insert(-1, layer)
+        else:
+            plain.append(layer)
+    x = torch.randn(8, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected, found = nn.Sequential(*plain)(x), network(x)
+    torch.testing.assert_close(found, expected)
+    weight = network[0].weight
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), (x, weight)),
+        torch.autograd.grad(expected.square().sum(), (x, weight)),
+    )
 
 
 class Own(nn.Module):

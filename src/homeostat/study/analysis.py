@@ -120,7 +120,7 @@ def analyze(
 
     Args:
         trials: one row per trial: treatment, seed, status ("done", "quarantined"; anything else is missing), and a
-            column per metric; `seconds`, `failure` and `warnings` are used where present. Levels are taken from `design`.
+            column per metric; `seconds`, `failure` and `warnings` are used where present. Levels are those of `design`.
         design: what was run; every (treatment, seed) of `trials` must belong to it.
         response: the metric to judge.
         goal: whether more or less of it is better.

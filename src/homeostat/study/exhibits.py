@@ -54,7 +54,7 @@ class Treatment:
 
 
 def is_switch(factor: Factor) -> bool:
-    """Whether a factor is on or off: two levels, the base being nothing at all.
+    """Whether a factor is on or off: two levels, the base being nothing at all, or what was there ("keep").
 
     Example:
         >>> is_switch(Factor("dropout", (0, 0.5))), is_switch(Factor("lr", (0.1, 0.2)))

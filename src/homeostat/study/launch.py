@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -47,6 +47,16 @@ def packed(objective: Objective) -> bytes:
             "function, or run the trials in this process with workers=0."
         )
         raise invalid_type("Study", "objective", "be something that can be sent to workers", objective, cure) from error
+
+
+def warm(preload: Sequence[str]) -> None:
+    """Start the fork server now, so that it imports `preload` while the caller is busy with something else.
+
+    Nothing waits for it, and nothing is lost where it is not needed after all: it ends with this process.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods() and _server_pid() is None:
+        with suppress(OSError), _quiet_start(preload):  # a refusal comes again, with words, when a worker starts
+            forkserver.ensure_running()
 
 
 def start(orders: worker.Orders, name: str, log: Path, preload: Sequence[str]) -> tuple[Connection, BaseProcess]:

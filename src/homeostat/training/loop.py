@@ -327,7 +327,7 @@ class _Run:
 
 
 def _steps_per_epoch(source: Source, recipe: Recipe) -> int:
-    """Batches per epoch, which the schedule is laid out over; a stream of unknown length is read once, if it matters."""
+    """Batches per epoch, which the schedule is laid out over; an unknown length is counted, if it matters."""
     known = source.count_batches(recipe.batch_size)
     if known is not None:
         return known

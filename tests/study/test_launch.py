@@ -1,0 +1,44 @@
+"""Starting the fork server ahead of time, in whole processes, because a process has but one."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+
+STUDY = """
+import os
+from homeostat.study import launch
+
+launch.warm(("json",))
+from homeostat.study.study import Study
+
+def objective(config, seed):
+    return {"threads": float(os.environ["OMP_NUM_THREADS"]), "x": config["x"]}
+
+result = Study(objective, {"x": [1, 2]}, seeds=2, workers=2, response="x", directory=DIRECTORY).run(progress=False)
+assert result.trials["threads"].tolist() == [1.0] * 4
+assert os.environ.get("OMP_NUM_THREADS") == "7"
+print("done")
+"""
+
+
+def test_a_study_uses_the_server_that_was_warmed_and_its_environment(tmp_path):
+    code = STUDY.replace("DIRECTORY", repr(str(tmp_path / "study")))
+    environment = os.environ | {"OMP_NUM_THREADS": "7"}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_a_server_that_was_not_needed_ends_with_its_process():
+    code = (
+        "from multiprocessing import forkserver; from homeostat.study import launch; launch.warm(('json',)); "
+        "print(forkserver._forkserver._forkserver_pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    server = int(done.stdout)
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(server) and psutil.Process(server).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the fork server outlived its process"
+        time.sleep(0.05)
