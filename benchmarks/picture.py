@@ -1,6 +1,6 @@
 """The picture of a report in the README: runs the demo's study and takes a screenshot with headless Chromium.
 
-    python benchmarks/picture.py        # needs a `chromium` on the path; writes docs/report.png
+python benchmarks/picture.py        # needs a `chromium` on the path; writes docs/report.png
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def main() -> None:
         command = ["study", "digits", "--out", str(study)]
         subprocess.run([sys.executable, "-m", "homeostat", *command], check=True, stdout=subprocess.DEVNULL)
         shot = Path(folder) / "shot.png"
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        options += [f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={shot}"]
         page = (study / "report.html").as_uri()
-        subprocess.run([browser, *options, f"--screenshot={shot}", page], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([browser, *options, page], check=True, stderr=subprocess.DEVNULL)
         with Image.open(shot) as picture:
             whole = Image.new("RGB", (WIDTH, sum(bottom - top for top, bottom in PARTS)))
             start = 0

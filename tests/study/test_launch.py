@@ -15,9 +15,9 @@ launch.warm(("json",))
 from homeostat.study.study import Study
 
 def objective(config, seed):
-    return {"threads": float(os.environ["OMP_NUM_THREADS"]), "x": config["x"]}
+    return {"threads": float(os.environ["OMP_NUM_THREADS"]), "y": config["x"]}
 
-result = Study(objective, {"x": [1, 2]}, seeds=2, workers=2, response="x", directory=DIRECTORY).run(progress=False)
+result = Study(objective, {"x": [1, 2]}, seeds=2, workers=2, response="y", directory=DIRECTORY).run(progress=False)
 assert result.trials["threads"].tolist() == [1.0] * 4
 assert os.environ.get("OMP_NUM_THREADS") == "7"
 print("done")
