@@ -11,7 +11,15 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from homeostat.errors import InvalidValue
-from homeostat.inference import LinearModel, holm, mean_interval, paired_interval
+from homeostat.inference import (
+    Interval,
+    LinearModel,
+    holm,
+    lack_of_fit,
+    mean_interval,
+    p_beyond,
+    paired_interval,
+)
 
 samples = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
 
@@ -171,3 +179,39 @@ def test_values_must_be_finite_and_pairs_complete() -> None:
         paired_interval([1.0], [1.0, 2.0])
     with pytest.raises(InvalidValue, match="finite"):
         LinearModel(np.ones((2, 1))).judge(np.ones((1, 1)), np.array([1.0, np.inf]))
+
+
+def test_lack_of_fit_is_the_f_test_of_nested_models() -> None:
+    draws = np.random.default_rng(4)
+    groups = np.repeat(np.eye(6), 3, axis=0)
+    line = np.column_stack([np.ones(18), groups @ np.arange(6.0)])
+    y = draws.normal(size=18) + groups @ np.array([0.0, 1, 4, 9, 16, 25])
+    small, large = sm.OLS(y, line).fit(), sm.OLS(y, groups).fit()
+    f, p, df = large.compare_f_test(small)
+    found = lack_of_fit(LinearModel(line), groups, y)
+    assert found == pytest.approx((f, df, large.df_resid, p))
+    assert lack_of_fit(LinearModel(line), groups, y * 1e-180)[:2] == pytest.approx((f, df))
+
+
+def test_lack_of_fit_without_room_or_without_spread() -> None:
+    groups, ones = np.repeat(np.eye(3), 2, axis=0), LinearModel(np.ones((6, 1)))
+    assert np.isnan(lack_of_fit(LinearModel(groups), groups, np.arange(6.0)).p)  # nothing to add
+    assert np.isnan(lack_of_fit(LinearModel(np.ones((3, 1))), np.eye(3), np.arange(3.0)).p)  # nothing left
+    assert lack_of_fit(ones, groups, np.array([1.0, 1, 2, 2, 2, 2])).p == 0.0
+    assert np.isnan(lack_of_fit(ones, groups, np.full(6, 0.1)).p)
+
+
+@given(st.floats(0, 3), st.floats(-3, 3), st.floats(0.1, 2))
+def test_p_beyond_a_margin_agrees_with_the_interval(margin: float, estimate: float, half: float) -> None:
+    interval = Interval(estimate, estimate - half, estimate + half, df=7.0)
+    beyond = estimate - half > margin + 1e-9 or estimate + half < -margin - 1e-9
+    near = min(abs(estimate - half - margin), abs(estimate + half + margin)) < 1e-6
+    assert near or (p_beyond(interval, margin) < 0.05) == beyond
+    assert np.isnan(p_beyond(Interval(estimate, np.nan, np.nan, df=7.0), margin))
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e-12, 1e12, 1e250])
+def test_huge_and_tiny_numbers_keep_their_intervals(scale: float) -> None:
+    sample = np.array([1.0, 2.5, 2.0, 4.0])
+    small, one = mean_interval(sample * scale), mean_interval(sample)
+    assert (small.low / scale, small.high / scale, small.p) == pytest.approx((one.low, one.high, one.p))

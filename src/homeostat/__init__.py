@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from homeostat.errors import HomeostatError as HomeostatError
     from homeostat.errors import NoEffectWarning as NoEffectWarning
+    from homeostat.parts import activation as activation
     from homeostat.parts import augment as augment
+    from homeostat.parts import dropout as dropout
     from homeostat.parts import init as init
+    from homeostat.parts import norm as norm
+    from homeostat.parts import penalty as penalty
     from homeostat.parts import surgery as surgery
     from homeostat.parts.clip import clip_grad_norm_ as clip_grad_norm_
     from homeostat.parts.clip import clip_grad_value_ as clip_grad_value_
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from homeostat.study.design import Design as Design
     from homeostat.study.factors import Factor as Factor
     from homeostat.study.study import Study as Study
+    from homeostat.study.study import StudyInterrupted as StudyInterrupted
+    from homeostat.study.study import StudyResult as StudyResult
     from homeostat.training.datasets import load_task as load_task
     from homeostat.training.loop import Fit as Fit
     from homeostat.training.loop import fit as fit
@@ -40,6 +46,8 @@ _HOMES = {
     "Objective": "homeostat.training.objective",
     "Recipe": "homeostat.training.recipe",
     "Study": "homeostat.study.study",
+    "StudyInterrupted": "homeostat.study.study",
+    "StudyResult": "homeostat.study.study",
     "Task": "homeostat.training.task",
     "clip_grad_norm_": "homeostat.parts.clip",
     "clip_grad_value_": "homeostat.parts.clip",
@@ -47,7 +55,7 @@ _HOMES = {
     "load_task": "homeostat.training.datasets",
     "param_groups_weight_decay": "homeostat.parts.penalty",
 }
-_ROOMS = ("augment", "init", "surgery")
+_ROOMS = ("activation", "augment", "dropout", "init", "norm", "penalty", "surgery")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,11 @@ Exit codes: 0 done; 1 an error of homeostat's own; 2 something in the request ca
 
 from __future__ import annotations
 
+import io
+import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -41,7 +44,7 @@ Settings = Annotated[
     typer.Option("--set", help="A setting of the recipe, key=value; repeatable.", metavar="KEY=VALUE"),
 ]
 Model = Annotated[str | None, typer.Option(help="Built-in model: mlp, cnn, resnet or plain; default: the task's.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training split.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training split; default: the recipe's (20).")]
 
 
 @app.command(
@@ -93,7 +96,7 @@ def study(
         typer.Option(help="TOML file with task, seeds and tables recipe and factors; the command line overrides it."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes, one core each; default: the number of cores.")
+        int | None, typer.Option(help="Worker processes, one core each; default: the number of cores. 0: this process.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="Directory of the study; default: studies/NAME-HASH.")] = None,
     data_seed: DataSeed = 0,
@@ -102,17 +105,21 @@ def study(
 
     The same command goes on where an earlier one was stopped. The report is DIRECTORY/report.html.
     """
-    from homeostat.study import launch
-
-    launch.warm(("homeostat.training.objective", "torch._dynamo"))  # workers get ready while this process does
-    from homeostat import commands
-
     asked: dict[str, Any] = {"task": task, "target": target, "seeds": seeds, "design": design, "resolution": resolution}
     asked |= {"response": response, "margin": margin, "factors": factor or None}
     base = {"model": model, "epochs": epochs}
-    raise typer.Exit(
-        commands.study(asked, base, settings or [], recipe, config, workers=workers, out=out, data_seed=data_seed)
-    )
+
+    def run() -> int:
+        from homeostat.study import launch
+
+        launch.warm(("homeostat.training.objective", "torch._dynamo"))  # workers get ready while this process does
+        from homeostat import commands
+
+        return commands.study(
+            asked, base, settings or [], recipe, config, workers=workers, out=out, data_seed=data_seed
+        )
+
+    _leave(run, "Stopped. The same command goes on where this one was.")
 
 
 @app.command(epilog="Example: homeostat fit digits --recipe recipe.toml --seed 3 --out fits/digits")
@@ -131,12 +138,28 @@ def fit(
     data_seed: DataSeed = 0,
 ) -> None:
     """Train one recipe once; with --out the same command goes on where an earlier one was stopped."""
-    from homeostat import commands
-
     base = {"model": model, "epochs": epochs}
-    raise typer.Exit(
-        commands.fit(task, base, settings or [], recipe, target=target, seed=seed, out=out, data_seed=data_seed)
+
+    def run() -> int:
+        from homeostat import commands
+
+        return commands.fit(task, base, settings or [], recipe, target=target, seed=seed, out=out, data_seed=data_seed)
+
+    _leave(
+        run, "Stopped. The same command goes on where this one was." if out else "Stopped. Nothing was kept: no --out."
     )
+
+
+@app.command(epilog="Example: homeostat recipe")
+def recipe() -> None:
+    """List the settings of a recipe: what --set changes and what --factor varies."""
+
+    def run() -> int:
+        from homeostat import commands
+
+        return commands.recipe()
+
+    _leave(run, "Stopped.")
 
 
 @app.callback(invoke_without_command=True)
@@ -150,13 +173,33 @@ def _version(
         raise typer.Exit
 
 
+def _leave(run: Callable[[], int], interrupted: str) -> NoReturn:
+    """Run a command and leave with its exit code; Ctrl-C at any time says what became of the work."""
+    try:
+        code = run()
+    except KeyboardInterrupt:
+        typer.echo(interrupted, err=True)
+        code = 130
+    raise typer.Exit(code)
+
+
 def main() -> None:
     """Run the command line; errors meant for the user are printed without a traceback."""
+    _settle_streams()
     try:
         app()
     except HomeostatError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("Stopped.", err=True)
-        sys.exit(130)
+
+
+def _settle_streams() -> None:
+    """Standard streams that are closed stay quiet, and characters that the terminal cannot show become "?"."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # another file would take the number, and get what is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -8,17 +8,18 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, unknown
 from homeostat.study.design import Design, make_design
-from homeostat.study.factors import Factor, as_factors, parse_level
+from homeostat.study.factors import Factor, as_factors, level_text, parse_level
 from homeostat.study.study import Study, StudyInterrupted
-from homeostat.study.summary import print_summary
 from homeostat.training.datasets import load_task
 from homeostat.training.export import save_fit
 from homeostat.training.loop import fit as fit_recipe
@@ -43,11 +44,12 @@ def study(
 ) -> int:
     """Run the study that the command line and its TOML file ask for; returns the exit code."""
     console = Console()
+    _check_out(out)
     request = {**_study_file(config_file), **{key: value for key, value in asked.items() if value is not None}}
     if not request.get("task"):
         raise invalid("study", "the task", "be named", None, "Example: homeostat study digits.")
     recipe = _recipe(recipe_file, request.get("recipe", {}), settings, base)
-    with console.status(f"Reading {request['task']} ..."):
+    with console.status(f"Reading {escape(str(request['task']))} ..."):
         task = load_task(request["task"], target=request.get("target"), seed=data_seed)
         factors = as_factors(request["factors"]) if request.get("factors") else _five_techniques(task)
         _check_names(factors)
@@ -79,10 +81,10 @@ def study(
     except StudyInterrupted as stop:
         console.print(f"[yellow]{stop}[/]", highlight=False)
         return 130
+    from homeostat.study.summary import print_summary  # brings matplotlib, which the trials need not wait for
+
     print_summary(result.analysis, console)
-    console.print(
-        f"\nReport: {result.report}\nRecipe: {result.directory / 'recipe.toml'}", highlight=False, soft_wrap=True
-    )
+    _say(console, f"\nReport: {result.report}\nRecipe: {result.directory / 'recipe.toml'}")
     return 3 if result.analysis.failed else 0
 
 
@@ -99,19 +101,41 @@ def fit(
 ) -> int:
     """Train one recipe once and print what was measured; returns the exit code."""
     console = Console()
+    _check_out(out)
     recipe = _recipe(recipe_file, {}, settings, base)
-    with console.status(f"Reading {spec} ..."):
+    with console.status(f"Reading {escape(spec)} ..."):
         task = load_task(spec, target=target, seed=data_seed)
         objective = Objective(task, recipe)
         objective.check([{}])
     with _epochs(console, recipe.epochs) as show:
         done = fit_recipe(task, recipe, seed, directory=Path(out) / "checkpoints" if out else None, on_epoch=show)
     for name, value in done.metrics.items():
-        console.print(f"{name:>24}  {value:.6g}", highlight=False)
+        _say(console, f"{name:>24}  {value:.6g}")
     if out:
         save_fit(done, Path(out))
-        console.print(f"Weights, recipe and metrics: {out}", highlight=False, soft_wrap=True)
+        _say(console, f"Weights, recipe and metrics: {out}")
     return 0
+
+
+def recipe() -> int:
+    """Print every setting of a recipe with its default, its choices and its meaning; returns the exit code."""
+    table = Table("setting", "default", "meaning", box=None, pad_edge=False)
+    for name, setting in Recipe.model_fields.items():
+        choices = [str(word) for word in get_args(setting.annotation) if isinstance(word, str)]
+        meaning = f"{setting.description} ({', '.join(choices)})" if len(choices) > 1 else setting.description
+        table.add_row(name, level_text(setting.default), escape(meaning or ""))
+    Console().print(table, highlight=False)
+    return 0
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a text as it is: names and paths of the user's may look like rich's markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_out(out: str | None) -> None:
+    if out is not None and not out.strip():
+        raise invalid("--out", "the directory", "have a name", out, "Is a variable of the shell empty?")
 
 
 def _study_file(path: str | None) -> dict[str, Any]:
@@ -125,6 +149,10 @@ def _study_file(path: str | None) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise HomeostatError(f"study: {path!r} is not valid TOML: {error}.") from None
     for key in found:
+        if key in Recipe.model_fields:
+            raise invalid(
+                f"study: {path!r}", "the study's keys", "not hold a setting", key, "It belongs under [recipe]."
+            )
         if key not in _STUDY_KEYS:
             raise unknown(f"study: {path!r}", "key", key, _STUDY_KEYS)
     return found
@@ -151,8 +179,8 @@ def _check_names(factors: tuple[Factor, ...]) -> None:
 
 def _five_techniques(task: Task) -> tuple[Factor, ...]:
     """What is compared where nothing is asked for: one technique of each kind that suits the data and the loss."""
-    factors = {"init": ["keep", "he_normal"], "norm": ["none", "batch"], "dropout": [0, 0.2], "weight_decay": [0, 0.1]}
-    if len(task.input_shape) == 3:
+    factors = {"init": ["keep", "he_normal"], "norm": ["none", "batch"], "dropout": [0, 0.2], "weight_decay": [0, 0.5]}
+    if len(task.input_shape) == 3 and min(task.input_shape[1:]) >= 16:  # a pixel more or less is much of a small image
         factors["augment"] = ["none", "crop"]
     elif task.loss == "cross_entropy":
         factors["label_smoothing"] = [0, 0.1]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special  # the distributions themselves: scipy.stats takes half a second to import
 
 from homeostat.errors import invalid
 
@@ -51,14 +51,16 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
         raise invalid("mean_interval", "values", "be finite", sample.tolist())
     if sample.size == 0:
         return NO_INTERVAL
+    scale = float(_scale(sample))
+    sample = sample / scale
     mean, df = float(sample.mean()), float(sample.size - 1)
     if sample.size == 1:
-        return Interval(mean, np.nan, np.nan, np.nan, 0.0)
+        return Interval(mean * scale, np.nan, np.nan, np.nan, 0.0)
     spread = sample - mean
     spread[np.abs(spread) < _NOISE * np.abs(sample).max()] = 0.0
     se = np.sqrt(spread @ spread / df / sample.size)
     low, high, p = _t_interval(np.array(mean), np.array(se), np.array(df), confidence)
-    return Interval(mean, float(low), float(high), float(se), df, float(p))
+    return Interval(mean * scale, float(low) * scale, float(high) * scale, float(se) * scale, df, float(p))
 
 
 def paired_interval(
@@ -97,6 +99,29 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     steps = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(raw[order] * steps), 1.0)
     return adjusted
+
+
+def p_beyond(intervals: Any, margin: float, confidence: float = 0.95) -> np.ndarray:
+    """The two-sided p-values of "no further from zero than the margin", from intervals; below 1 only beyond it.
+
+    Args:
+        intervals: what has estimate, low, high and df, numbers or arrays of one shape: an `Interval`, a `Judged`.
+        margin: >= 0; with 0 these are the ordinary p-values.
+        confidence: that of the intervals.
+    Returns: p-values, NaN where there is no interval. p <= 1 - confidence where the interval lies beyond the margin.
+    Example:
+        >>> float(p_beyond(Interval(2.0, 1.0, 3.0, df=10), margin=1.0).round(9))
+        0.05
+    """
+    estimate, low, high, df = (
+        np.asarray(getattr(intervals, name), dtype=float) for name in ("estimate", "low", "high", "df")
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        se = (high - low) / 2 / special.stdtrit(df, 0.5 + confidence / 2)
+        over = np.abs(estimate) - margin
+        p = np.where(over > 0, np.where(se > 0, 2 * special.stdtr(df, -over / se), 0.0), 1.0)
+    found: np.ndarray = np.where(np.isnan(estimate) | np.isnan(low) | np.isnan(high), np.nan, np.minimum(p, 1.0))
+    return found
 
 
 class Judged(NamedTuple):
@@ -201,10 +226,15 @@ class LinearModel:
         found: np.ndarray = (contrasts @ v / s) @ u.T
         return found
 
+    def fitted(self, y: np.ndarray) -> np.ndarray:
+        """What the model makes of y, shape (n,) or (n, r)."""
+        u = self._factored[0]
+        found: np.ndarray = u @ (u.T @ y)
+        return found
+
     def residuals(self, y: np.ndarray) -> np.ndarray:
         """What the model leaves of y, shape (n,) or (n, r); rounding is cut to zero."""
-        u = self._factored[0]
-        rest = y - u @ (u.T @ y)
+        rest = y - self.fitted(y)
         rest[np.abs(rest) < _NOISE * np.abs(y).max(axis=0, initial=0.0)] = 0.0
         return rest
 
@@ -222,6 +252,8 @@ class LinearModel:
         if not np.isfinite(y).all():
             raise invalid("LinearModel.judge", "y", "be finite", y)
         many = y[:, None] if y.ndim == 1 else y
+        scale = _scale(many)
+        many = many / scale
         estimable, w = self.estimable(contrasts), self.weights(contrasts)
         estimate = w @ many
         rounding = _NOISE * np.abs(many).max(axis=0, initial=0.0) * np.abs(w).sum(axis=1, keepdims=True)
@@ -230,7 +262,7 @@ class LinearModel:
         hc3, calibrated, df, pooled = self._variances(w, self.residuals(many))
         low, high, p = _t_interval(estimate, np.sqrt(calibrated), df[:, None], confidence)
         hc3_se = np.where(np.isnan(estimate), np.nan, np.sqrt(hc3))
-        arrays = (estimate, low, high, hc3_se, p)
+        arrays = (estimate * scale, low * scale, high * scale, hc3_se * scale, p)
         estimate, low, high, hc3_se, p = (array[:, 0] if y.ndim == 1 else array for array in arrays)
         return Judged(estimate, low, high, hc3_se, np.where(estimable, df, np.nan), p, estimable, pooled & estimable)
 
@@ -256,9 +288,65 @@ class LinearModel:
         return hc3, calibrated, df, pooled
 
     def _hat_part(self, d: np.ndarray) -> np.ndarray:
-        """Sum over i, j of H_ij^2 d_i d_j for each row of d, without the n x n matrix H."""
+        """Sum over i, j of H_ij^2 d_i d_j for each row of d, without ever holding the n x n matrix H."""
         u = self._factored[0]
-        return np.array([((u.T * row) @ u).ravel() @ ((u.T * row) @ u).ravel() for row in d])
+        if len(d) * self.rank < len(u):  # the cheaper of two ways
+            inner = ((u.T * row) @ u for row in d)
+            return np.array([matrix.ravel() @ matrix.ravel() for matrix in inner])
+        found = np.zeros(len(d))
+        for start in range(0, len(u), 512):
+            rows = slice(start, start + 512)
+            found += np.einsum("qi,qi->q", d[:, rows], d @ ((u @ u[rows].T) ** 2))
+        return found
+
+
+class FTest(NamedTuple):
+    """An F-test of two nested models; NaN where the data do not allow it."""
+
+    f: float
+    df: float
+    df_error: float
+    p: float
+
+
+def lack_of_fit(model: LinearModel, columns: np.ndarray, y: np.ndarray) -> FTest:
+    """Whether a model misses something that further columns would explain: the F-test of the two nested models.
+
+    F = ((RSS - RSS_larger) / (df - df_larger)) / (RSS_larger / df_larger). Equal spreads are assumed.
+
+    Args:
+        model: the smaller model.
+        columns: what the larger one has besides, shape (n, m); what the model has already is no harm.
+        y: finite observations, shape (n,).
+    Returns: the test; f and p are NaN where the columns add nothing or leave no residual to compare with.
+    Example:
+        >>> groups = np.repeat(np.eye(3), 2, axis=0)
+        >>> lack_of_fit(LinearModel(np.ones((6, 1))), groups, np.array([1.0, 2, 3, 4, 5, 6])).f
+        16.0...
+    """
+    y = y / _scale(y)
+    new = columns - model.fitted(columns)
+    u, size, _ = np.linalg.svd(new, full_matrices=False)
+    basis = u[:, size > 1e-8 * max(1.0, float(np.abs(columns).max(initial=0.0)))]
+    df, df_error = float(basis.shape[1]), float(model.df_resid - basis.shape[1])
+    if df < 1 or df_error < 1:
+        return FTest(np.nan, df, df_error, np.nan)
+    rest = model.residuals(y)
+    explained = basis.T @ rest
+    pure = rest - basis @ explained
+    pure[np.abs(pure) < _NOISE * np.abs(y).max(initial=0.0)] = 0.0
+    missed, error = float(explained @ explained) / df, float(pure @ pure) / df_error
+    if error == 0.0:
+        f, p = (np.inf, 0.0) if rest.any() else (np.nan, np.nan)
+        return FTest(f, df, df_error, p)
+    return FTest(missed / error, df, df_error, float(special.fdtrc(df, df_error, missed / error)))
+
+
+def _scale(y: np.ndarray) -> np.ndarray:
+    """The power of two next to the largest number, shape y.shape[1:]: divided by it, squares do not overflow."""
+    exponent = np.frexp(np.abs(y).max(axis=0, initial=0.0))[1]
+    found: np.ndarray = np.ldexp(1.0, np.clip(exponent, -1000, 1000))
+    return found
 
 
 def _t_interval(
@@ -266,8 +354,8 @@ def _t_interval(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Low, high and two-sided p of zero. A spread of exactly zero leaves no doubt: p is 1 for zero and 0 otherwise."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        half = stats.t.ppf(0.5 + confidence / 2, df) * se
-        p = 2 * stats.t.sf(np.abs(estimate) / se, df)
+        half = special.stdtrit(df, 0.5 + confidence / 2) * se
+        p = 2 * special.stdtr(df, -np.abs(estimate) / se)
     p = np.where(se == 0, np.where(estimate == 0, 1.0, np.where(np.isnan(estimate), np.nan, 0.0)), p)
     return estimate - half, estimate + half, p
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import planted
 
-from homeostat.inference import paired_interval
 from homeostat.study.analysis import Analysis, analyze
 from homeostat.study.design import Design, fractional_factorial, full_factorial
 
@@ -124,6 +123,19 @@ def test_a_gain_that_needs_its_partner_is_judged_with_it() -> None:
     assert found.together["estimate"].tolist() == pytest.approx([0.06, 0.02], abs=0.005)
 
 
+def test_a_gain_that_is_one_of_many_is_not_enough_and_the_reason_says_so() -> None:
+    design = full_factorial(FIVE, seeds=3)
+    texts = []
+    for seed in range(12):
+        texts += study(
+            design, lambda c: 0.9 + 0.001 * sum(c[name] != FIVE[name][0] for name in c), seed=seed
+        ).recommendation.reasons
+    assert any(re.search(r" \+\S+ points \[\d.*not clear among 5 comparisons$", text) for text in texts)
+    for text in texts:
+        beyond = re.search(r" \+\S+ points \[(?!0\.0+,)\d", text)
+        assert not (beyond and text.endswith("no clear gain")), text
+
+
 def test_within_the_margin_the_simpler_level_wins() -> None:
     mean = lambda c: 0.8 + 0.03 * (c["norm"] == "batch") + 0.01 * (c["dropout"] > 0)  # noqa: E731
     design = full_factorial(TWO, seeds=6)
@@ -203,16 +215,81 @@ def test_aliases_of_what_is_claimed_are_in_the_sentence() -> None:
     assert "In this fraction, a cannot be told apart from b × c." in found.summary
 
 
-def test_the_test_metric_confirms_by_pairs_and_chooses_nothing() -> None:
+def test_the_test_metric_confirms_and_chooses_nothing() -> None:
     design = full_factorial(TWO, seeds=5)
     trials = planted(design, lambda c: 0.8 + 0.02 * (c["norm"] == "batch"), metric="valid_accuracy", noise=0.002)
     found = analyze(trials, design, response="valid_accuracy")
     advice = found.recommendation
-    wide = trials.pivot(index="seed", columns="treatment", values="test_accuracy")
-    assert advice.confirm == paired_interval(wide[advice.treatment].to_numpy(), wide[0].to_numpy())
-    assert (advice.confirm_metric, advice.confirm_method) == ("test_accuracy", "paired over 5 seeds")
+    means = found.treatments["test_accuracy"]
+    assert advice.confirm.estimate == pytest.approx(means[advice.treatment] - means[0])
+    assert (advice.confirm_metric, advice.confirm_method) == ("test_accuracy", "direct")
     other = analyze(trials.assign(test_accuracy=0.5), design, response="valid_accuracy").recommendation
     assert (other.config, other.gain, other.reasons) == (advice.config, advice.gain, advice.reasons)
+
+
+def test_the_gain_is_the_difference_that_the_table_of_treatments_shows() -> None:
+    """The case that was wrong: a model of two-factor interactions said 2.5 points where treatments differ by 1.4."""
+
+    def mean(config: dict[str, object]) -> float:
+        alone = config["norm"] == "batch" and config["crop"] is False and config["dropout"] == 0
+        return 0.95 + 0.014 * (config["norm"] == "batch") - 0.06 * (config["crop"] is True) * (not alone)
+
+    for interaction in (0.0, 0.03):
+        design = full_factorial(FIVE, seeds=5)
+        found = study(
+            design,
+            lambda c, extra=interaction: (
+                mean(c) + extra * (c["norm"] == "batch") * (c["crop"] is True) * (c["dropout"] == 0)
+            ),
+        )
+        assert found.direct == (interaction > 0)
+        advice, means = found.recommendation, found.treatments["valid_accuracy"]
+        assert advice.kept == ("norm",)
+        assert advice.gain_method == "direct"
+        assert advice.gain.estimate == pytest.approx(means[advice.treatment] - means[0])
+        assert (advice.predicted is None) == found.direct
+        assert f"it raises validation accuracy by {found.unit.amount(*advice.gain[:3])}" in found.summary
+        if found.direct:
+            assert advice.reasons[0] == f"norm=batch kept: {found.unit.gain(*advice.gain[:3])} over none"
+            assert advice.treatment is not None
+
+
+def test_a_fraction_whose_model_does_not_fit_recommends_what_was_run() -> None:
+    design = fractional_factorial({name: [0, 1] for name in "abcdef"}, seeds=4, resolution=6)
+    mean = lambda c: 0.7 + 0.05 * c["a"] + 0.05 * c["b"] - 0.06 * c["a"] * c["b"] * c["c"]  # noqa: E731
+    found = study(design, mean)
+    assert found.direct
+    assert found.recommendation.treatment is not None
+    assert {"a", "b"} <= set(found.recommendation.kept)
+    assert "a=1 kept: the same without it was not run, and what was run with less is clearly worse" in (
+        found.recommendation.reasons
+    )
+
+
+def test_what_the_two_treatments_do_not_show_alone_is_said_to_come_from_the_model() -> None:
+    """Every trial counts in the model; ten runs of two treatments may be too few to show the same."""
+    design = full_factorial(FIVE, seeds=5)
+    texts = []
+    for seed in range(30):
+        found = study(design, lambda c: 0.9 + 0.004 * (c["norm"] == "batch"), noise=0.004, seed=seed)
+        gain = found.recommendation.gain
+        if found.recommendation.kept == ("norm",) and gain.low <= 0 and not found.direct:
+            texts.append(found.summary)
+            assert f"by the model of all trials, and by {found.unit.gain(*gain[:3])} in the runs" in found.summary
+    assert texts
+
+
+def test_a_better_level_is_taken_up_where_the_first_choice_is_too_noisy_to_keep() -> None:
+    """batch looks best and is all noise; layer is a little less good, and sure."""
+    design = full_factorial({"norm": ["none", "batch", "layer"], "dropout": [0, 0.5]}, seeds=5)
+    noisy = [0.0, 0.13, -0.02, 0.12, 0.02]
+    trials = planted(design, lambda c: 0.8 + 0.04 * (c["norm"] == "layer"), noise=0.001, blocks=0.0)
+    for dropout, own in ((0, noisy), (0.5, [0.1 - value for value in noisy])):
+        some = (trials["norm"] == "batch") & (trials["dropout"] == dropout)
+        trials.loc[some, "valid_score"] += trials.loc[some, "seed"].map(dict(enumerate(own)))
+    found = analyze(trials, design, response="valid_score")
+    assert found.treatments["valid_score"].idxmax() in (2, 3)
+    assert found.recommendation.config == {"norm": "layer", "dropout": 0}
 
 
 def test_a_gain_that_the_test_data_do_not_show_is_called_unconfirmed() -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
 from planted import planted
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 
 from homeostat.errors import InvalidValue
@@ -79,12 +80,113 @@ def test_in_a_two_level_factorial_the_interval_is_the_one_of_least_squares() -> 
     trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch"))
     found = analyze(trials, design, response="valid_score", confidence=0.9)
     coded = trials.assign(**{name: np.where(trials[name] == design.base[name], -1, 1) for name in THREE})
-    fitted = smf.ols("valid_score ~ C(seed) + (norm + dropout + crop) ** 2", coded).fit()
+    fitted = smf.ols("valid_score ~ C(seed) + norm * dropout * crop", coded).fit()  # pure error
     for label, name in (("norm: none → batch", "norm"), ("dropout × crop", "dropout:crop")):
         low, high = 2 * fitted.conf_int(0.1).loc[name]
         row = effect(found, label)
         assert (row.estimate, row.low, row.high) == pytest.approx((2 * fitted.params[name], low, high))
         assert row.p == pytest.approx(fitted.pvalues[name])
+
+
+def three_way(config: dict[str, object]) -> float:
+    """All three together spoil what each does: an interaction of three factors."""
+    on = [config["norm"] == "batch", config["dropout"] == 0.5, config["crop"] is True]
+    return 0.8 + 0.03 * on[0] + 0.01 * on[1] + 0.01 * on[2] - 0.05 * all(on)
+
+
+def test_lack_of_fit_is_the_f_test_of_the_nested_models() -> None:
+    design = full_factorial(THREE, seeds=4)
+    for mean, noise in ((three_way, 0.01), (lambda c: 0.02 * (c["norm"] == "batch"), 0.02)):
+        trials = planted(design, mean, noise=noise, pending=[3, 17])
+        found = analyze(trials, design, response="valid_score")
+        ran = trials[trials["status"] == "done"]
+        small = smf.ols("valid_score ~ C(seed) + (C(norm) + C(dropout) + C(crop)) ** 2", ran).fit()
+        large = smf.ols("valid_score ~ C(seed) + C(treatment)", ran).fit()
+        row = anova_lm(small, large).iloc[1]
+        assert (found.lack_of_fit.f, found.lack_of_fit.p) == pytest.approx((row["F"], row["Pr(>F)"]))
+        assert (found.lack_of_fit.df, found.lack_of_fit.df_error) == (1, large.df_resid)
+        assert found.direct == (row["Pr(>F)"] < 0.05)
+
+
+def test_a_model_without_room_for_more_is_not_tested() -> None:
+    for design in (
+        full_factorial(TWO, 3),
+        full_factorial(THREE, 1),
+        fractional_factorial({n: [0, 1] for n in "abcde"}, 2),
+    ):
+        found = analyze(planted(design, lambda c: 0.5), design, response="valid_score")
+        assert np.isnan(found.lack_of_fit.p)
+        assert not found.direct
+
+
+def test_where_three_factors_interact_treatments_are_compared_by_their_own_runs() -> None:
+    """Every number about a combination is one that the table of treatments shows, and a warning says why."""
+    design = full_factorial(THREE, seeds=5)
+    found = analyze(planted(design, three_way, noise=0.002), design, response="valid_score")
+    means = found.treatments["valid_score"]
+    base = {**design.base}
+    assert found.direct
+    assert found.warnings[0].startswith("Three or more factors interact (F(1, 28) = ")
+    for table, around in ((found.alone, base), (found.together, found.recommendation.config)):
+        for row in table.itertuples():
+            pair = [design.find({**around, row.factor: level}) for level in (row.base, row.level)]
+            assert row.estimate == pytest.approx(means[pair[1]] - means[pair[0]])
+    config, gain = found.everything
+    assert gain.estimate == pytest.approx(means[design.find(config)] - means[0])
+
+
+def test_effects_do_not_rest_on_the_model_that_does_not_fit() -> None:
+    """Unbalanced, three factors interacting: averages of means with pure error, as statsmodels has them."""
+    design = full_factorial(THREE, seeds=4)
+    trials = planted(design, three_way, noise=0.01, pending=[3, 17, 22])
+    found = analyze(trials, design, response="valid_score")
+    fitted = smf.ols("valid_score ~ 0 + C(treatment) + C(seed)", trials[trials["status"] == "done"]).fit(cov_type="HC3")
+    weights = [0.25 if design.config(number)["norm"] == "batch" else -0.25 for number in range(8)]
+    test = fitted.t_test([*weights, *[0.0] * 3])
+    row = effect(found, "norm: none → batch")
+    assert row.estimate == pytest.approx(float(test.effect[0]))
+    assert row.se == pytest.approx(float(test.sd[0, 0]))
+
+
+def test_the_warning_tells_a_factor_that_acts_differently_from_seed_to_seed() -> None:
+    design = full_factorial(THREE, seeds=5)
+    trials = planted(design, lambda c: 0.0, noise=0.005)
+    own = trials["seed"].map({0: 0.04, 1: -0.04, 2: 0.02, 3: -0.03, 4: 0.03})
+    trials["valid_score"] += np.where(trials["norm"] == "batch", own, 0.0)
+    found = analyze(trials, design, response="valid_score")
+    assert any(text.startswith("norm (F(4, 24) = ") and "from seed to seed" in text for text in found.warnings)
+    quiet = analyze(planted(design, lambda c: 0.0, noise=0.005), design, response="valid_score")
+    assert not any("from seed to seed" in text for text in quiet.warnings)
+
+
+def test_verdicts_never_contradict_the_interval_beside_them() -> None:
+    """Over many studies with faint effects: what leaves out zero is called so, clear or perhaps."""
+    design = full_factorial(THREE, seeds=3)
+    seen = set()
+    for seed in range(40):
+        trials = planted(design, lambda c: 0.006 * (c["norm"] == "batch") - 0.01 * (c["crop"] is True), seed=seed)
+        for row in analyze(trials, design, response="valid_score").effects.itertuples():
+            seen.add(row.verdict)
+            assert (row.verdict == "no clear effect") == (row.low <= 0 <= row.high)
+            assert row.verdict.startswith("perhaps") == (row.verdict != "no clear effect" and row.p_holm >= 0.05)
+            assert ("help" in row.verdict or "strength" in row.verdict) == (row.low > 0)
+    assert {"perhaps helps", "perhaps hurts", "hurts", "no clear effect"} <= seen
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-12, 2.0**40, 1e200])
+def test_the_unit_of_the_response_changes_nothing_but_the_numbers(scale: float) -> None:
+    design = full_factorial(THREE, seeds=3)
+    trials = planted(design, three_way)
+    one = analyze(trials, design, response="valid_score")
+    scaled = trials.assign(valid_score=trials["valid_score"] * scale, test_score=trials["test_score"] * scale)
+    two = analyze(scaled, design, response="valid_score")
+    assert two.recommendation.config == one.recommendation.config
+    assert two.effects["verdict"].tolist() == one.effects["verdict"].tolist()
+    np.testing.assert_allclose(two.effects["low"] / scale, one.effects["low"], rtol=1e-6)
+    np.testing.assert_allclose(
+        two.treatments["valid_score_high"] / scale, one.treatments["valid_score_high"], rtol=1e-9
+    )
+    assert two.lack_of_fit.p == pytest.approx(one.lack_of_fit.p)
 
 
 def test_main_effects_average_over_all_levels_of_the_others() -> None:
@@ -137,7 +239,8 @@ def test_an_effect_within_the_margin_is_not_called_clear() -> None:
     trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch"), noise=0.002)
     assert analyze(trials, design, response="valid_score", margin=0.01).effects["verdict"].iloc[0] == "helps"
     wide = analyze(trials, design, response="valid_score", margin=0.03)
-    assert wide.effects["verdict"].iloc[0] == "no clear effect"
+    assert wide.effects["verdict"].iloc[0] == "within the margin"
+    assert analyze(trials, design, response="valid_score", margin=0.0205).effects["verdict"].iloc[0] == "perhaps helps"
     assert wide.recommendation.kept == ()
     assert "beyond the margin of 0.0300" in wide.recommendation.reasons[0]
 

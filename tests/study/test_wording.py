@@ -68,3 +68,15 @@ def test_names_and_lists() -> None:
     assert (counted(1, "trial"), counted(2000, "trial")) == ("1 trial", "2,000 trials")
     assert settings({"norm": None, "crop": True, "dropout": 0.5}) == "norm=none, crop=true, dropout=0.5"
     assert setting("l1", 1e-4) == "l1=0.0001"
+
+
+def test_a_column_has_the_decimals_that_its_narrowest_interval_needs() -> None:
+    rows = [(0.013, 0.009, 0.017), (0.0038, -0.0002, 0.0078), (-0.0612, -0.0642, -0.0582), (NAN, NAN, NAN)]
+    unit = POINTS.column(rows)
+    assert [unit.gain(*row) for row in rows] == [
+        "+1.3 points [0.9, 1.7]", "+0.4 points [0.0, 0.8]", "−6.1 points [−6.4, −5.8]", "–",
+    ]  # fmt: skip
+    loss = LOSS.column([(0.198, 0.194, 0.202), (0.00158, -0.00258, 0.00573)])
+    assert loss.gain(0.198, 0.194, 0.202) == "+0.1980 [0.1940, 0.2020]"
+    assert POINTS.column([(0.0004, 0.0001, 0.0007)]).gain(0.0004, 0.0001, 0.0007) == "+0.04 points [0.01, 0.07]"
+    assert LOSS.column([]) == LOSS.column([(1e9, NAN, NAN)]) == LOSS.column([(0.0, 0.0, 0.0)]) == LOSS

@@ -108,6 +108,7 @@ def test_divergence_is_a_result(image_task):
     assert diverged.stopped == "diverged"
     assert diverged.metrics["diverged"] == 1.0
     assert diverged.metrics["epochs_run"] < 5
+    assert "diverged" in repr(diverged)
     assert math.isnan(diverged.metrics["test_accuracy"])
 
 

@@ -1,7 +1,7 @@
 """Initialization: of a whole model by one scheme (`initialize_`), and of one tensor (from `schemes`).
 
 `initialize_` knows the layers, so groups, strides and transposed convolutions are counted as they are.
-Random, but only through the given generator.
+Random through the given generator, or torch's global one where none is given, as in torch.nn.init.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def initialize_(
     model: nn.Module,
     scheme: str,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     activation: str = "relu",
     mode: str = "fan_in",
     gain: float | None = None,
@@ -101,7 +101,7 @@ def initialize_(
     Args:
         model: changed in place. Weights under `torch.nn.utils.parametrize` are set through the parametrization.
         scheme: one of the table.
-        generator: the only source of randomness, used layer by layer in the model's order.
+        generator: the source of randomness, used layer by layer in the model's order; None: torch's global one.
         activation: the activation between the layers; matters to he with leaky_relu, and to orthogonal.
         mode: the fan of the he schemes: "fan_in", "fan_out" or "fan_avg".
         gain: a factor on the standard deviation 1/√fan, in place of the scheme's own (he √2, xavier 1, fan_in_uniform
@@ -150,7 +150,7 @@ def layer_fans(layer: nn.Module) -> Fans:
 
 def _filler(
     scheme: str,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     activation: str,
     mode: str,
     own_gain: float | None,

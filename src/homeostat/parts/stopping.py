@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from homeostat.errors import invalid, unknown
 
 
@@ -48,12 +50,12 @@ class EarlyStopping:
         self.waited = 0
         """How many measurements in a row were no improvement."""
 
-    def update(self, value: float, epoch: int) -> bool:
-        """Take in the value of an epoch.
+    def update(self, value: float | Tensor, epoch: int) -> bool:
+        """Take in the value of an epoch, a number or a tensor of one element.
 
         Returns: whether it is the best so far, by more than min_delta; the loop then keeps these weights.
         """
-        value = float(value)
+        value = float(value.detach() if isinstance(value, Tensor) else value)
         improved = math.isfinite(value) and (self.best is None or self._gain(value, self.best) > self.min_delta)
         if improved:
             self.best, self.best_epoch, self.waited = value, epoch, 0

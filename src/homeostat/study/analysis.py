@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from homeostat.errors import invalid, unknown
-from homeostat.inference import Interval
+from homeostat.inference import FTest, Interval
 from homeostat.study.advice import Recommendation, recommend
 from homeostat.study.concerns import concerns
 from homeostat.study.conclusion import conclude
@@ -53,20 +53,26 @@ class Analysis:
             A main effect is the difference of means between the level and the base level, averaged over the levels of
             the other factors that gave results. An interaction is half the difference between the effect of the first
             factor at the second's level and at the second's base level. Verdicts of main effects: "helps", "hurts"; of
-            interactions: "strengthens" (better together than the sum of both alone), "weakens" (worse together); of
-            both: "no clear effect", "not estimable". A verdict other than these last two needs p_holm below
-            1 - confidence and an interval wholly beyond the margin.
+            interactions: "strengthens" (better together than the sum of both alone), "weakens" (worse together). These
+            are beyond the margin by Holm's adjustment over all rows. The same with "perhaps": the interval leaves out
+            zero, but with so many rows, or so near to the margin, that is not enough. Of both: "no clear effect" (the
+            interval holds zero), "within the margin" (all of it), "not estimable".
         alone: one row per level that is not a base level: what it changes when every other factor is at its base.
             Columns label, factor, base, level, estimate, low, high, se, df, p, estimable.
         together: the same rows: what the level changes against its base when every other factor is as recommended.
         everything: the gain over the base treatment when every factor is at its best level other than the base, as
             (config, interval).
+        lack_of_fit: the F-test of the model of main effects and two-factor interactions against the treatments' own
+            means; NaN where there is nothing to test.
+        direct: whether that model does not fit (p < 1 - confidence). `alone`, `together` and `everything` then compare
+            the treatments themselves, with the spread of their own runs; otherwise they come from the model, in which
+            every trial counts. `effects` and `recommendation.gain` never rest on the model, where trials are repeated.
         divergence: columns factor, level, diverged, of (finished trials at that level), failed.
         recommendation: see `Recommendation`.
         summary: one to three sentences a person can act on.
         warnings: what limits the conclusions, most important first.
         planned, finished, diverged, failed, missing: numbers of trials; finished includes diverged.
-        df_resid, r2: of the fitted model; r2 is NaN where the response does not vary.
+        df_resid, r2: of the fitted two-factor model; r2 is NaN where the response does not vary.
         coefficients: of the fitted model by statsmodels (HC3): index name; coefficient, se, t, p.
     """
 
@@ -84,6 +90,8 @@ class Analysis:
     alone: pd.DataFrame
     together: pd.DataFrame
     everything: tuple[dict[str, Level], Interval]
+    lack_of_fit: FTest
+    direct: bool
     divergence: pd.DataFrame
     recommendation: Recommendation
     summary: str
@@ -115,8 +123,9 @@ def analyze(
     """What the trials say, finished or not.
 
     The model is response = seed + main effects + two-factor interactions, by least squares, where the seeds are blocks:
-    every treatment meets the same seeds, so what a seed gives to all of them cancels. Diverged and failed trials are
-    counted and left out of the least squares, with a warning that says where they were.
+    every treatment meets the same seeds, so what a seed gives to all of them cancels. Where that model does not fit,
+    because three factors interact, statements about particular combinations compare the treatments' own means.
+    Diverged and failed trials are counted and left out of the least squares, with a warning that says where they were.
 
     Args:
         trials: one row per trial: treatment, seed, status ("done", "quarantined"; anything else is missing), and a
@@ -158,9 +167,11 @@ def analyze(
         alone=conditional_effects(model, design.base),
         together=conditional_effects(model, advice.config),
         everything=everything_on(model, effects, goal),
+        lack_of_fit=model.lack_of_fit,
+        direct=model.direct,
         divergence=divergence_table(frame, design),
         recommendation=advice,
-        summary=conclude(treatments, effects, advice, design, units, response=response, goal=goal),
+        summary=conclude(treatments, effects, advice, design, units, response=response, goal=goal, direct=model.direct),
         warnings=concerns(frame, model, effects),
         planned=planned,
         finished=finished,

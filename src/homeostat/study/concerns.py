@@ -9,6 +9,7 @@ from collections import Counter
 
 import pandas as pd
 
+from homeostat.inference import FTest, holm
 from homeostat.study.design import Design
 from homeostat.study.effects import EffectModel
 from homeostat.study.outcomes import divergence_table
@@ -28,7 +29,8 @@ def concerns(frame: pd.DataFrame, model: EffectModel, effects: pd.DataFrame) -> 
     """
     found = [*_incomplete(frame, model.design), *_failed(frame), *_diverged(frame, model.design)]
     if len(model.y):
-        found += [*_not_estimable(effects, model), *_spread(model), *_pooled(effects), *_aliased(model.design)]
+        found += [*_not_estimable(effects, model), *_spread(model), *_lack_of_fit(model), *_slopes(model)]
+        found += [*_pooled(effects), *_aliased(model.design)]
     return found + _from_trials(frame, model.design)
 
 
@@ -100,6 +102,38 @@ def _same_under_every_seed(model: EffectModel) -> bool:
     values = pd.Series(model.y).groupby(model.treatment)
     spread = (values.max() - values.min()).to_numpy()
     return bool((values.size() > 1).any() and (spread == 0).all())
+
+
+def _lack_of_fit(model: EffectModel) -> list[str]:
+    """Whether combinations are more than main effects and two-factor interactions."""
+    if not model.direct:
+        return []
+    return [
+        f"Three or more factors interact ({_test(model.lack_of_fit)}): main effects and interactions are averages over "
+        "the other factors, and particular combinations differ from their sum. Combinations are therefore compared by "
+        "their own runs alone."
+    ]
+
+
+def _slopes(model: EffectModel) -> list[str]:
+    """Whether seeds are more than blocks: what a seed does to a factor, more treatments do not average out."""
+    names = [factor.name for factor in model.design.factors]
+    tests = [model.slopes(name) for name in names]
+    clear = holm([test.p for test in tests]) < 1 - model.confidence
+    told = [f"{name} ({_test(test)})" for name, test, sure in zip(names, tests, clear, strict=True) if sure]
+    if not told or _same_under_every_seed(model):
+        return []
+    what, its = ("acts", "its interval") if len(told) == 1 else ("act", "their intervals")
+    return [
+        f"{listed(told)} {what} differently from seed to seed: {its}, which count runs under one seed as independent, "
+        "may be too narrow. More seeds help, more treatments do not."
+    ]
+
+
+def _test(test: FTest) -> str:
+    p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+    f = "∞" if test.f == float("inf") else f"{test.f:.3g}"
+    return f"F({test.df:.0f}, {test.df_error:.0f}) = {f}, {p}"
 
 
 def _pooled(effects: pd.DataFrame) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from homeostat.inference import Interval
 from homeostat.study.advice import Recommendation
 from homeostat.study.design import Design
 from homeostat.study.effects import Goal, oriented
@@ -19,10 +20,15 @@ from homeostat.study.wording import Unit, counted, listed, setting, settings
 _OFF = ("none", "keep", "off", "", None, False, 0)  # base levels that say "without this technique"
 _SAYS = {  # per verdict of a main effect: what one technique does, what several do
     "no clear effect": ("shows no clear effect", "show no clear effect"),
+    "within the margin": ("makes no difference that matters", "make no difference that matters"),
+    "perhaps helps": ("perhaps helps", "perhaps help"),
     "helps": ("helps on average but adds no clear gain here", "help on average but add no clear gain here"),
+    "perhaps hurts": ("perhaps hurts", "perhaps hurt"),
     "hurts": ("hurts", "hurt"),
+    "hurts on average": ("hurts on average", "hurt on average"),
     "not estimable": ("could not be judged", "could not be judged"),
 }
+_AVERAGES = {"hurts": "hurts on average"}
 
 
 def conclude(
@@ -34,6 +40,7 @@ def conclude(
     *,
     response: str,
     goal: Goal,
+    direct: bool = False,
 ) -> str:
     """One to a few sentences a person can act on.
 
@@ -43,6 +50,7 @@ def conclude(
         advice: from `advice.recommend`.
         units: of every metric, by name.
         response, goal: see `analyze`.
+        direct: whether three or more factors interact, so that an effect is an average and no more.
     """
     finished, diverged, failed = (int(treatments[name].sum()) for name in ("n", "diverged", "failed"))
     if not finished:
@@ -51,7 +59,10 @@ def conclude(
         what = "The only finished trial" if finished == 1 else f"All {finished} finished trials"
         return f"{what} diverged, so nothing can be recommended: first find a base recipe that stays finite."
     sentences = [
-        _advice(effects, advice, design, treatments, units[response]) + ".",
+        _advice(
+            effects.replace({"verdict": _AVERAGES if direct else {}}), advice, design, treatments, units[response], goal
+        )
+        + ".",
         _confirmation(advice, units, goal),
         _aliases(effects, advice),
         f"{diverged} of {counted(finished, 'finished trial')} diverged." if diverged else "",
@@ -68,7 +79,9 @@ def _nothing_finished(planned: int, failed: int) -> str:
     return f"None of the {planned} trials has finished yet{rest}."
 
 
-def _advice(effects: pd.DataFrame, advice: Recommendation, design: Design, treatments: pd.DataFrame, unit: Unit) -> str:
+def _advice(
+    effects: pd.DataFrame, advice: Recommendation, design: Design, treatments: pd.DataFrame, unit: Unit, goal: Goal
+) -> str:
     if not advice.kept:
         single = len(design.factors) == 1
         keep = f"Keep {settings(design.base)}" if single else f"Keep the base recipe ({settings(design.base)})"
@@ -78,21 +91,41 @@ def _advice(effects: pd.DataFrame, advice: Recommendation, design: Design, treat
     use = listed([setting(name, advice.config[name]) for name in advice.kept])
     if advice.treatment is None:
         use += ", a combination that was not run itself"
-    return "; ".join([f"Use {use}: {_gain(advice, design, treatments, unit)}", *_others(effects, advice, design, "")])
+    return "; ".join(
+        [f"Use {use}: {_gain(advice, design, treatments, unit, goal)}", *_others(effects, advice, design, "")]
+    )
 
 
-def _gain(advice: Recommendation, design: Design, treatments: pd.DataFrame, unit: Unit) -> str:
-    several = len(advice.kept) > 1
+def _gain(advice: Recommendation, design: Design, treatments: pd.DataFrame, unit: Unit, goal: Goal) -> str:
+    """What the recommendation gains: what was measured, and where that is not clear by itself, what the model adds."""
+    base = design.find(design.base)
+    row: Any = None if base is None else treatments.loc[base]
+    unstable = ""
+    if row is not None and row["diverged"]:
+        count = counted(int(row["n"]), "trial")
+        unstable = f"the base recipe ({settings(design.base)}) diverged in {row['diverged']} of {count}"
     if math.isnan(advice.gain.estimate):
-        base = design.find(design.base)
-        row: Any = None if base is None else treatments.loc[base]
-        if row is not None and row["diverged"]:
-            count = counted(int(row["n"]), "trial")
-            return f"the base recipe ({settings(design.base)}) diverged in {row['diverged']} of {count}"
-        return "the gain over the base recipe could not be estimated"
-    verb = "raise" if advice.gain.estimate > 0 else "lower"
-    subject = f"together they {verb}" if several else f"it {verb}s"
-    return f"{subject} {unit.name} by {_size(advice.gain, unit)}"
+        return unstable or "the gain over the base recipe could not be estimated"
+    by_model = " by the model of all trials"
+    if _clear(advice.gain, goal):
+        return _moves(advice, advice.gain, unit) + (by_model if advice.gain_method == "model" else "")
+    measured = unit.gain(*advice.gain[:3])
+    if advice.predicted is not None and _clear(advice.predicted, goal):
+        return (
+            f"{_moves(advice, advice.predicted, unit)}{by_model}, and by {measured} in the runs of the two treatments"
+        )
+    change = f"{unit.name} changes by {measured}, which is not clear"
+    return f"{unstable}; {change}" if unstable else change
+
+
+def _clear(gain: Interval, goal: Goal) -> bool:
+    return min(oriented(goal) * gain.low, oriented(goal) * gain.high) > 0
+
+
+def _moves(advice: Recommendation, gain: Interval, unit: Unit) -> str:
+    verb = "raise" if gain.estimate > 0 else "lower"
+    subject = f"together they {verb}" if len(advice.kept) > 1 else f"it {verb}s"
+    return f"{subject} {unit.name} by {_size(gain, unit)}"
 
 
 def _size(gain: tuple[float, ...], unit: Unit) -> str:
@@ -133,19 +166,21 @@ def _confirmation(advice: Recommendation, units: dict[str, Unit], goal: Goal) ->
     if advice.confirm is None or advice.confirm_metric is None or math.isnan(advice.confirm.estimate):
         return ""
     unit, change = units[advice.confirm_metric], advice.confirm
-    verb = "rises" if change.estimate > 0 else "falls"
+    moves = f"{'rises' if change.estimate > 0 else 'falls'} by {_size(change, unit)}"
+    moves = moves if change.estimate else "does not change"
     name = unit.name[0].upper() + unit.name[1:]
     doubt = ""
-    if not math.isnan(change.low) and min(oriented(goal) * change.low, oriented(goal) * change.high) <= 0:
+    claimed = any(gain is not None and _clear(gain, goal) for gain in (advice.gain, advice.predicted))
+    if claimed and not math.isnan(change.low) and not _clear(change, goal):
         doubt = ", which does not confirm the gain"
-    return f"{name}, which played no part in the choice, {verb} by {_size(change, unit)}{doubt}."
+    return f"{name}, which played no part in the choice, {moves}{doubt}."
 
 
 def _aliases(effects: pd.DataFrame, advice: Recommendation) -> str:
     """What the claims of the first sentence may be due to instead."""
     parts = []
     for names, aliases, verdict in zip(effects["factors"], effects["aliases"], effects["verdict"], strict=True):
-        claimed = names[0] in advice.kept or verdict in ("helps", "hurts")
+        claimed = names[0] in advice.kept or verdict.removeprefix("perhaps ") in ("helps", "hurts")
         if len(names) == 1 and aliases and claimed:
             others = listed(aliases.replace("−", "").split(", "), "or")
             parts.append(f"{names[0]} cannot be told apart from {others}")

@@ -1,7 +1,7 @@
-"""Effects: the linear model of a study, and main effects and interactions as contrasts of its predictions.
+"""Effects: the linear model of a study, and main effects and interactions as contrasts of means.
 
-Every effect is a contrast of predicted means, written down from its definition, so that two levels or more, full
-factorials and fractions, complete studies and those with holes go through the same few lines. Nothing here is random.
+Every effect is a contrast of means, written down from its definition, so that two levels or more, full factorials and
+fractions, complete studies and those with holes go through the same few lines. Nothing here is random.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from statsmodels.regression.linear_model import OLS
-from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
-from homeostat.inference import Interval, Judged, LinearModel, holm
+from homeostat.inference import NO_INTERVAL, FTest, Interval, Judged, LinearModel, holm, lack_of_fit, p_beyond
 from homeostat.study.design import Design, Effect, effect_name
 from homeostat.study.factors import Level, level_text
+from homeostat.study.means import MOST_MEANS, TreatmentMeans
 
 Goal = Literal["maximize", "minimize"]
 
@@ -34,6 +33,12 @@ class EffectModel:
 
     Columns are sum-coded with the base at -1 (`Factor.coding`), seeds too, so that a prediction without block
     columns is the average over the seeds. Of effects that the design cannot tell apart the first has columns.
+
+    Three questions, three answers. *Effects* average over the other factors; they are contrasts of the treatments' own
+    means, with pure error, so that they hold whether this model fits or not. *Comparisons* of two configurations come
+    from this model, in which every trial counts, as long as it fits, and from the two treatments themselves where it
+    does not (`direct`): interactions of three factors make a model of two wrong about particular combinations, and its
+    intervals too sure. *The measured difference* of two treatments (`measured`) never uses this model.
 
     Attributes:
         design: the design of the study.
@@ -60,7 +65,7 @@ class EffectModel:
         A level under which every trial diverged has no mean to enter an average; without this, one such level would
         leave no effect of any other factor to be estimated.
         """
-        held = self._positions[self.treatment]
+        held = self.treatment_positions[self.treatment]
         found = {}
         for place, factor in enumerate(self.design.factors):
             found[factor.name] = sorted(set(held[:, place].tolist())) or list(range(len(factor.levels)))
@@ -69,9 +74,35 @@ class EffectModel:
     @cached_property
     def linear(self) -> LinearModel:
         """The fitted model, for judging contrasts."""
-        own = self.rows(self._positions[self.treatment])
+        own = self.rows(self.treatment_positions[self.treatment])
         own[:, 1 : 1 + self._blocks.shape[1]] = self._blocks
         return LinearModel(own)
+
+    @cached_property
+    def means(self) -> TreatmentMeans | None:
+        """The model of the treatments' means; None where nothing has a result or too many treatments have."""
+        found = TreatmentMeans(self.treatment, self._blocks)
+        return found if 0 < len(found.numbers) <= MOST_MEANS else None
+
+    @cached_property
+    def lack_of_fit(self) -> FTest:
+        """Whether three or more factors interact: this model against the treatments' means."""
+        if self.means is None:
+            return FTest(np.nan, np.nan, np.nan, np.nan)
+        return lack_of_fit(self.linear, self.means.linear.x, self.y)
+
+    def slopes(self, factor: str) -> FTest:
+        """Whether a factor acts differently from seed to seed: seed × factor, added to the treatments' means."""
+        if self.means is None:
+            return FTest(np.nan, np.nan, np.nan, np.nan)
+        own = self.design.columns((factor,))[self.treatment]
+        columns = np.einsum("ni,nj->nij", own, self._blocks).reshape(len(own), -1)
+        return lack_of_fit(self.means.linear, columns, self.y)
+
+    @property
+    def direct(self) -> bool:
+        """Whether configurations are compared by their own runs alone, because this model does not fit."""
+        return self.lack_of_fit.p < 1 - self.confidence
 
     def positions(self, config: Mapping[str, Level]) -> np.ndarray:
         """The positions of a configuration's levels, shape (factors,); a factor left out is averaged."""
@@ -109,12 +140,58 @@ class EffectModel:
         return found
 
     def judge(self, contrasts: np.ndarray) -> Judged:
-        """Estimates and intervals of contrasts of the coefficients, shape (q, coefficients)."""
+        """Estimates and intervals of contrasts of the coefficients, shape (q, coefficients), as this model has them."""
         return self.linear.judge(contrasts, self.y, self.confidence)
 
+    def judge_effects(self, contrasts: np.ndarray) -> Judged:
+        """The same contrasts as sums of the treatments' own means, with pure error, where seeds repeat treatments.
+
+        The weights of the means are those of least squares with one observation per treatment. Where every treatment
+        has the same seeds, the estimates are those of this model, and their intervals hold no lack of fit. Without
+        repetition, or where only this model connects the treatments, it judges.
+        """
+        means = self.means
+        if means is None or means.linear.df_resid < 1:
+            return self.judge(contrasts)
+        cells = LinearModel(self.rows(self.treatment_positions[means.numbers]))
+        weights = means.contrasts(cells.weights(contrasts))
+        told = cells.estimable(contrasts) & means.linear.estimable(weights)
+        if (self.linear.estimable(contrasts) & ~told).any():
+            return self.judge(contrasts)
+        weights[~told] = means.row(None)
+        return means.linear.judge(weights, self.y, self.confidence)
+
     def difference(self, config: Mapping[str, Level], other: Mapping[str, Level]) -> Interval:
-        """The predicted response of one configuration minus that of another."""
+        """The response of one configuration minus that of another: by this model, or measured where it does not fit."""
+        return self.measured(config, other) if self.direct else self.modelled(config, other)
+
+    def modelled(self, config: Mapping[str, Level], other: Mapping[str, Level]) -> Interval:
+        """The response that this model predicts for one configuration minus that for another."""
         return self.judge((self.row(config) - self.row(other))[None]).at(0)
+
+    def measured(self, config: Mapping[str, Level], other: Mapping[str, Level]) -> Interval:
+        """The mean of one treatment minus that of another, seed by seed; NaN where one of them has no result."""
+        if self.means is None:
+            return NO_INTERVAL
+        contrast = self.means.difference(self.design.find(config), self.design.find(other))
+        return self.means.linear.judge(contrast, self.y, self.confidence).at(0)
+
+    def predicted(self, positions: np.ndarray) -> np.ndarray:
+        """The response of configurations, shape (m,), by what `difference` goes by; NaN where that cannot tell.
+
+        Args:
+            positions: of the levels, shape (m, factors).
+        """
+        if self.direct and self.means is not None:
+            numbers = [self.design.find(self.levels(row)) for row in positions]
+            linear, rows = self.means.linear, np.vstack([self.means.row(number) for number in numbers])
+        else:
+            linear, rows = self.linear, self.rows(positions)
+        return np.where(linear.estimable(rows), rows @ linear.coefficients(self.y), np.nan)
+
+    def levels(self, positions: np.ndarray) -> dict[str, Level]:
+        """The configuration at these positions, shape (factors,)."""
+        return {factor.name: factor.levels[place] for factor, place in zip(self.design.factors, positions, strict=True)}
 
     def coefficients(self) -> tuple[pd.DataFrame, float]:
         """The coefficients by statsmodels with HC3 errors, and R².
@@ -122,12 +199,15 @@ class EffectModel:
         Returns: a table (index name; coefficient, se, t, p), NaN for a coefficient that the trials do not determine and
             for errors that HC3 cannot give, where single runs decide; and R², NaN where the response does not vary.
         """
+        from statsmodels.regression.linear_model import OLS  # half a second that the trials need not wait for
+        from statsmodels.tools.sm_exceptions import SingularMatrixWarning
+
         columns = ["coefficient", "se", "t", "p"]
         index = pd.Index(self._names, name="name", dtype=object)
         table = pd.DataFrame(np.nan, index=index, columns=columns)
         if not len(self.y):
             return table, np.nan
-        with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", SingularMatrixWarning)  # what is not determined is masked below
             fitted = OLS(self.y, self.linear.x).fit()
             table["coefficient"] = fitted.params
@@ -138,7 +218,8 @@ class EffectModel:
             return table, float(fitted.rsquared) if np.ptp(self.y) > 0 else np.nan
 
     @cached_property
-    def _positions(self) -> np.ndarray:
+    def treatment_positions(self) -> np.ndarray:
+        """The positions of the levels of every treatment of the design, shape (treatments, factors)."""
         return np.array([self.positions(self.design.config(number)) for number in self.design.treatments.index])
 
     @cached_property
@@ -199,10 +280,14 @@ def effect_table(model: EffectModel, goal: Goal, margin: float = 0.0) -> pd.Data
                 }
             )
             contrasts.append(effect_contrast(model, steps))
-    table = pd.concat([pd.DataFrame(rows), _judged_frame(model, contrasts)], axis=1)
+    judged = model.judge_effects(np.array(contrasts))
+    table = pd.concat([pd.DataFrame(rows), pd.DataFrame({name: getattr(judged, name) for name in _STATISTICS})], axis=1)
     table["p_holm"] = holm(table["p"].to_numpy())
     table["aliases"] = [_aliases(model.design, effect) for effect in table["factors"]]
-    table["verdict"] = [_verdict(row, goal, margin, 1 - model.confidence) for row in table.itertuples(index=False)]
+    clear = holm(p_beyond(judged, margin, model.confidence)) < 1 - model.confidence
+    table["verdict"] = [
+        _verdict(row, goal, margin, bool(sure)) for row, sure in zip(table.itertuples(index=False), clear, strict=True)
+    ]
     order = ["label", "kind", "factors", "levels", "estimate", "low", "high", "se", "df", "p", "p_holm"]
     return table[[*order, "aliases", "estimable", "verdict"]]
 
@@ -225,14 +310,15 @@ def conditional_effects(model: EffectModel, around: Mapping[str, Level]) -> pd.D
 
     Returns: columns label, factor, base, level, estimate, low, high, se, df, p, estimable.
     """
-    rows, contrasts = [], []
+    rows, found = [], []
     for factor in model.design.factors:
         for base, level in _steps(model.design, factor.name):
             label = _label(model.design, {factor.name: (base, level)})
             rows.append({"label": label, "factor": factor.name, "base": base, "level": level})
-            contrasts.append(model.row({**around, factor.name: level}) - model.row({**around, factor.name: base}))
+            found.append(model.difference({**around, factor.name: level}, {**around, factor.name: base}))
     cells = {key: pd.Series([row[key] for row in rows], dtype=object) for key in ("label", "factor", "base", "level")}
-    return pd.concat([pd.DataFrame(cells), _judged_frame(model, contrasts)], axis=1)
+    table = pd.concat([pd.DataFrame(cells), pd.DataFrame(found)], axis=1)
+    return table.assign(estimable=table["estimate"].notna())
 
 
 def everything_on(model: EffectModel, effects: pd.DataFrame, goal: Goal) -> tuple[dict[str, Level], Interval]:
@@ -249,11 +335,6 @@ def everything_on(model: EffectModel, effects: pd.DataFrame, goal: Goal) -> tupl
 def oriented(goal: Goal) -> int:
     """+1 where more of the response is better, -1 where less is."""
     return 1 if goal == "maximize" else -1
-
-
-def _judged_frame(model: EffectModel, contrasts: list[np.ndarray]) -> pd.DataFrame:
-    judged = model.judge(np.array(contrasts))
-    return pd.DataFrame({name: getattr(judged, name) for name in _STATISTICS})
 
 
 def _steps(design: Design, name: str) -> list[tuple[Level, Level]]:
@@ -274,11 +355,15 @@ def _aliases(design: Design, effect: Effect) -> str:
     return ""
 
 
-def _verdict(row: Any, goal: Goal, margin: float, alpha: float) -> str:
+def _verdict(row: Any, goal: Goal, margin: float, clear: bool) -> str:
+    """The words for an effect; `clear` is whether it lies beyond the margin by all the tests of the table together."""
     if not row.estimable:
         return "not estimable"
     better, worse = ("helps", "hurts") if row.kind == "main" else ("strengthens", "weakens")
     ends = sorted((oriented(goal) * row.low, oriented(goal) * row.high))
-    if row.p_holm < alpha and ends[0] > margin:
-        return better
-    return worse if row.p_holm < alpha and ends[1] < -margin else "no clear effect"
+    if margin > 0 and -margin <= ends[0] and ends[1] <= margin:
+        return "within the margin"
+    if not (ends[0] > 0 or ends[1] < 0):
+        return "no clear effect"
+    words = better if ends[0] > 0 else worse
+    return words if clear else f"perhaps {words}"

@@ -53,6 +53,12 @@ class Treatment:
     seconds: str
 
 
+def basis(analysis: Analysis, method: str) -> str:
+    """Where a change from the base comes from: "these two treatments, 5 seeds" or "the model of all trials"."""
+    seeds = counted(len(analysis.design.seeds), "seed")
+    return {"direct": f"these two treatments, {seeds}", "model": "by the model of all trials"}.get(method, "")
+
+
 def is_switch(factor: Factor) -> bool:
     """Whether a factor is on or off: two levels, the base being nothing at all, or what was there ("keep").
 
@@ -200,6 +206,11 @@ def what_is_on(analysis: Analysis, treatment: int) -> str:
     return " + ".join(on) or "base"
 
 
+def effects_unit(analysis: Analysis) -> Unit:
+    """How the effects are written, all with the same decimals."""
+    return analysis.unit.column(analysis.effects[["estimate", "low", "high"]].to_numpy(dtype=float).tolist())
+
+
 def forest_rows(analysis: Analysis) -> list[Interval]:
     """The effects as the forest plot shows them: main effects from best to worst, then the largest interactions."""
     table = analysis.effects.reset_index(drop=True)
@@ -209,8 +220,9 @@ def forest_rows(analysis: Analysis) -> list[Interval]:
     both = table[table["kind"] != "main"]
     both = both.loc[(-both["estimate"].abs()).sort_values(kind="stable").index].head(_MOST_INTERACTIONS)
     rows = []
+    unit = effects_unit(analysis)
     for row in records(pd.concat([main, both])):
-        text = change_text(analysis.unit, row.estimate, row.low, row.high) if row.estimable else ""
+        text = change_text(unit, row.estimate, row.low, row.high) if row.estimable else ""
         group = "Main effects" if row.kind == "main" else "Interactions"
         look = LOOKS.get(row.verdict, "flat")
         rows.append(Interval(row.label, row.estimate, row.low, row.high, look, row.verdict, text, group))
@@ -302,8 +314,8 @@ def conditional_rows(analysis: Analysis) -> list[tuple[str, tuple[Cell, ...]]]:
     """Per level: what it changes alone, on average over the others, and with the others as recommended."""
     main = analysis.effects[analysis.effects["kind"] == "main"].set_index("label")
     tables = [analysis.alone.set_index("label"), main, analysis.together.set_index("label")]
-    ends = np.array([table[["estimate", "low", "high"]].to_numpy(dtype=float).ravel() for table in tables])
-    ends = ends[np.isfinite(ends)]
+    changes = np.concatenate([table[["estimate", "low", "high"]].to_numpy(dtype=float) for table in tables])
+    unit, ends = analysis.unit.column(changes.tolist()), changes[np.isfinite(changes)]
     span = (min(0.0, ends.min(initial=0.0)), max(0.0, ends.max(initial=0.0)))
     rows = []
     for label in analysis.alone["label"]:
@@ -311,7 +323,7 @@ def conditional_rows(analysis: Analysis) -> list[tuple[str, tuple[Cell, ...]]]:
         for table in tables:
             known = label in table.index and bool(table.at[label, "estimable"])
             row: Any = table.loc[label] if known else _UNKNOWN
-            number, interval = change_parts(analysis.unit, row.estimate, row.low, row.high)
+            number, interval = change_parts(unit, row.estimate, row.low, row.high)
             cells.append(Cell(number, interval, strip(row.estimate, row.low, row.high, span, zero=True)))
         rows.append((shorten(str(label), 90), tuple(cells)))
     return rows

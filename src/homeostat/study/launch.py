@@ -30,6 +30,9 @@ from homeostat.study.runner import Objective
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
+# The fork server is a `python -c`, which looks into the current folder first: a json.py there would break it.
+_AT_START = {**THREADS, "PYTHONSAFEPATH": "1"}
+
 _starting = threading.Lock()
 _our_server: int | None = None  # pid of the fork server that was started here, with our environment
 
@@ -37,10 +40,12 @@ _our_server: int | None = None  # pid of the fork server that was started here, 
 def packed(objective: Objective) -> bytes:
     """The objective as bytes that a worker can load, wherever it was defined.
 
-    Raises: InvalidType if it holds something that cannot be sent.
+    Raises: InvalidType if it holds something that cannot be sent; what else it raises on purpose.
     """
     try:
         return bytes(cloudpickle.dumps(objective))
+    except HomeostatError:  # which says what could not be done, such as storing a task
+        raise
     except Exception as error:
         cure = (
             f"It cannot be pickled ({type(error).__name__}: {error}). Open files, locks and connections inside the "
@@ -98,21 +103,22 @@ def _server_pid() -> int | None:
 
 @contextmanager
 def _quiet_start(preload: Sequence[str]) -> Iterator[None]:
-    """While a process starts: one thread per library, no main module to import again, and no Ctrl-C.
+    """While a process starts: one thread per library, no main module to import again, and no signal to stop.
 
-    Ctrl-C would end the fork server while it imports; the signals stay blocked in it and in the workers.
+    Ctrl-C, or a SIGTERM to the whole process group, would end the fork server, and the workers would seem to die of
+    their trials. The signals stay blocked in the server; a worker lets SIGTERM through again.
     """
     global _our_server
     with _starting:
         main = sys.modules["__main__"]
-        before = {name: os.environ.get(name) for name in THREADS}
+        before = {name: os.environ.get(name) for name in _AT_START}
+        os.environ.update(_AT_START)
         blocked = None
         if hasattr(signal, "pthread_sigmask"):
             resource_tracker.ensure_running()  # its own start would unblock them again
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             sys.modules["__main__"] = ModuleType("__main__")
-            os.environ.update(THREADS)
             if _server_pid() is None:
                 multiprocessing.set_forkserver_preload(["homeostat.study.worker", *preload])
             foreign = _server_pid() not in (None, _our_server)

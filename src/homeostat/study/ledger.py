@@ -330,7 +330,7 @@ class Ledger:
         tables = {name for (name,) in self._storage.read("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             return None
-        if "meta" not in tables or "schema" not in (meta := self._meta()):
+        if not {"meta", "trials", "curves"} <= tables or "schema" not in (meta := self._meta()):
             raise StorageError(f"{path}: this is a SQLite database, but not a study. Give another directory.")
         if int(meta["schema"]) > SCHEMA:
             raise InvalidValue(

@@ -8,6 +8,7 @@ drivers may work on one study. Nothing here is random.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -90,7 +91,8 @@ def run_workers(
         Ctrl-C or SIGTERM; StorageError and what else `runner.work` raises.
     """
     environment = {**os.environ, **launch.THREADS}
-    orders = worker.Orders(ledger.directory, launch.packed(objective), rules, environment, Process.current())
+    method = multiprocessing.get_start_method(allow_none=True)
+    orders = worker.Orders(ledger.directory, launch.packed(objective), rules, environment, method, Process.current())
     logs = Path(tempfile.mkdtemp(prefix="homeostat-"))
     try:
         with _stop_signals() as stop:

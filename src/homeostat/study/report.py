@@ -120,10 +120,10 @@ def _key_figures(analysis: Analysis) -> list[tuple[str, str, str]]:
             beside = f"no finite {unit.name}" if math.isnan(mean) else f"{unit.name} {unit.range(low, high)}"
             found.append((name, unit.value(mean), beside))
     if advice.kept and not math.isnan(advice.gain.estimate):
-        found.append(("Change from base", *_gain(unit, advice.gain, "from all trials")))
+        found.append(("Change from base", *_gain(unit, advice.gain, exhibits.basis(analysis, advice.gain_method))))
     if advice.confirm is not None and not math.isnan(advice.confirm.estimate):
         test = analysis.units.get(advice.confirm_metric or "", unit)
-        method = "from all trials" if advice.confirm_method == "model" else advice.confirm_method
+        method = exhibits.basis(analysis, advice.confirm_method)
         found.append(("The same on the test split", *_gain(test, advice.confirm, method)))
     return found
 
@@ -158,8 +158,9 @@ def _factor_head(factor: Factor) -> tuple[list[str], str]:
 
 def _effects(analysis: Analysis) -> dict[str, Any]:
     rows = []
+    unit = exhibits.effects_unit(analysis)
     for row in exhibits.records(analysis.effects):
-        estimate, interval = exhibits.change_parts(analysis.unit, row.estimate, row.low, row.high)
+        estimate, interval = exhibits.change_parts(unit, row.estimate, row.low, row.high)
         cells = {"estimate": estimate, "interval": interval, "p": _probability(row.p), "holm": _probability(row.p_holm)}
         words = {"label": shorten(row.label, _LONG), "aliases": shorten(row.aliases, 2 * _LONG), "kind": row.kind}
         rows.append(cells | words | {"verdict": row.verdict, "look": exhibits.LOOKS.get(row.verdict, "flat")})
@@ -182,6 +183,13 @@ def _everything(analysis: Analysis) -> tuple[str, str] | None:
 def _design(analysis: Analysis) -> dict[str, Any]:
     design = analysis.design
     facts = [("Treatments", design.describe()), ("Generators", "; ".join(design.generators))]
+    test = analysis.lack_of_fit
+    if not math.isnan(test.p):
+        says = "does not fit" if analysis.direct else "fits"
+        numbers = f"F({test.df:.0f}, {test.df_error:.0f}) = {test.f:.3g}, p = {_probability(test.p)}".replace(
+            "= <", "<"
+        )
+        facts.append(("Model of two-factor interactions", f"{says} (lack of fit: {numbers})"))
     facts += [("R²", f"{analysis.r2:.3f}")] if not math.isnan(analysis.r2) else []
     facts += [("Residual degrees of freedom", str(analysis.df_resid))] if analysis.df_resid > 0 else []
     aliases = design.aliases[["effect", "aliased_with"]].astype(str).itertuples(index=False)

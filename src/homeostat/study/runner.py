@@ -203,7 +203,7 @@ def _failed(
 
 def _raise_if_storage(ledger: Ledger, claim: Claim, error: BaseException) -> None:
     """Tell a study whose directory cannot be written from a trial that failed by itself."""
-    full = _full_disk(error) or _unwritable(ledger.directory)
+    full = _full_disk(error, ledger.directory) or _unwritable(ledger.directory)
     if full is None:
         return
     with suppress(StorageError):  # then the driver gives the trial back, or whoever resumes
@@ -211,13 +211,13 @@ def _raise_if_storage(ledger: Ledger, claim: Claim, error: BaseException) -> Non
     raise full from error
 
 
-def _full_disk(error: BaseException | None) -> StorageError | None:
+def _full_disk(error: BaseException | None, directory: Path) -> StorageError | None:
     while error is not None:
         if isinstance(error, StorageError):
             return error
         if isinstance(error, OSError) and error.errno in FULL:
             cure = "Free some space; the same command then resumes where this one stopped."
-            return StorageError(f"{error.filename or 'a trial'}: {error.strerror}. {cure}")
+            return StorageError(f"{error.filename or directory}: {error.strerror}. {cure}")
         error = error.__cause__ or error.__context__
     return None
 

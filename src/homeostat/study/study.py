@@ -22,18 +22,18 @@ from rich.console import Console
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, invalid_type, unknown
-from homeostat.study import configuration, export, local
+from homeostat.study import configuration, export, launch, local
 from homeostat.study.analysis import Analysis, analyze
 from homeostat.study.design import Design, make_design
 from homeostat.study.factors import Factor, Level, level_text
-from homeostat.study.ledger import Ledger
+from homeostat.study.ledger import FILE, Ledger
 from homeostat.study.local import StudyInterrupted as StudyInterrupted
 from homeostat.study.progress import shown
 from homeostat.study.runner import Objective, Rules, trial_directory
 from homeostat.study.storage import StorageError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StudyResult:
     """What a study found.
 
@@ -57,6 +57,9 @@ class StudyResult:
     def recommendation(self) -> Any:
         """Which levels to use, and why."""
         return self.analysis.recommendation
+
+    def __repr__(self) -> str:
+        return f"StudyResult({self.analysis.summary!r}, report={str(self.report)!r})"
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
@@ -157,10 +160,13 @@ class Study:
         Args:
             progress: whether the plan and the progress are shown, on standard error.
         Raises: InvalidValue if the directory holds another configuration; StorageError if it cannot be written;
-            StudyInterrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM; HomeostatError if workers cannot start, if the
-            objective's results cannot be used, or if no trial ended well.
+            StudyInterrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM; InvalidType if the objective cannot be sent to
+            workers; HomeostatError if workers cannot start, if the objective's results cannot be used, or if no trial
+            ended well.
         """
         console = Console(stderr=True, quiet=not progress)
+        if self.workers and not (self.directory / FILE).exists():
+            launch.packed(self.objective)  # one that cannot be sent to workers leaves no directory behind
         rows = [(treatment, seed, self.design.config(treatment)) for treatment, seed in self.design.run_order()]
         ledger = Ledger.create_or_open(self.directory, self.configuration, rows)
         try:

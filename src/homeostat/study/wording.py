@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from homeostat.study.factors import Level, level_text
 
@@ -23,6 +23,7 @@ class Unit:
     Args:
         metric: its name, e.g. "valid_accuracy".
         points: whether it is a fraction shown in percent, its changes in percentage points.
+        decimals: of changes, where a table has settled them for a column; None: what suits each number.
     Example:
         >>> unit = Unit("valid_accuracy", points=True)
         >>> unit.value(0.9785), unit.change(0.019), unit.amount(0.019, 0.015, 0.023)
@@ -33,6 +34,7 @@ class Unit:
 
     metric: str
     points: bool = False
+    decimals: int | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +50,25 @@ class Unit:
     def change_label(self) -> str:
         """What a change is measured in, for an axis or a column: "points of validation accuracy"."""
         return f"points of {self.name}" if self.points else self.name
+
+    def column(self, changes: Iterable[Sequence[float]]) -> Unit:
+        """The same unit with the decimals that suit a column of changes: those that its narrowest interval needs.
+
+        Args:
+            changes: (estimate, low, high) of each row, NaN where there is none.
+        Example:
+            >>> unit = Unit("accuracy", points=True).column([(0.013, 0.010, 0.016), (0.0038, 0.0008, 0.0068)])
+            >>> unit.gain(0.013, 0.010, 0.016), unit.gain(0.0038, 0.0008, 0.0068)
+            ('+1.3 points [1.0, 1.6]', '+0.4 points [0.1, 0.7]')
+        """
+        rows = [tuple(self.scaled(number) for number in row) for row in changes]
+        largest = max((abs(number) for row in rows for number in row if math.isfinite(number)), default=0.0)
+        if not 1e-5 <= largest < 1e7:
+            return self
+        halves = [(high - low) / 2 for _, low, high in rows]
+        finest = min((half for half in halves if math.isfinite(half) and half > 1e-4 * largest), default=largest / 10)
+        needed = (0 if self.points else 1) - math.floor(math.log10(finest))
+        return replace(self, decimals=max(int(self.points), needed))
 
     def scaled(self, number: float) -> float:
         """A number on the scale on which it is written: times 100 for points."""
@@ -85,6 +106,8 @@ class Unit:
 
     def _decimals(self, *numbers: float) -> int | None:
         """Decimals that suit all the numbers together; None for the scientific notation of the very large and small."""
+        if self.decimals is not None:
+            return self.decimals
         size = max((abs(self.scaled(number)) for number in numbers if math.isfinite(number)), default=0.0)
         if self.points:
             return 1 if size >= 0.95 or size == 0 else 2 if size >= 0.095 else 3

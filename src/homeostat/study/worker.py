@@ -38,6 +38,7 @@ class Orders:
         objective: by cloudpickle, so that functions of notebooks and scripts travel by value.
         rules: how trials are run.
         environment: the environment variables to work under.
+        start_method: how processes are started, as the driver has it set; None: as Python does by default.
         driver: the process that gives these orders.
     """
 
@@ -45,6 +46,7 @@ class Orders:
     objective: bytes
     rules: Rules
     environment: Mapping[str, str]
+    start_method: str | None
     driver: Process
 
 
@@ -55,6 +57,8 @@ def main(orders: Orders, name: str, log: Path, pipe: Connection) -> None:
     the study cannot go on.
     """
     _settle(orders.environment, log)
+    # Ours is the fork server's; with it each process of a user's DataLoader would import torch anew.
+    multiprocessing.set_start_method(orders.start_method, force=True)
     try:
         objective = cloudpickle.loads(orders.objective)
         ledger = Ledger.open(orders.directory)
@@ -79,6 +83,7 @@ def _settle(environment: Mapping[str, str], log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see `launch`
     threading.Thread(target=_die_with_driver, args=(log,), name="watch on the driver", daemon=True).start()
     for missing in os.environ.keys() - environment.keys():
         del os.environ[missing]

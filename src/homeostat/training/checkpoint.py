@@ -14,6 +14,8 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,19 @@ class Checkpoints:
         self.directory = Path(directory)
         self._synced = 0.0
 
+    def prepare(self) -> None:
+        """Make the directory, and see that it can be written: before the first epoch, not after it.
+
+        Raises: HomeostatError if it cannot, with the cause.
+        """
+        with self._writable():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            probe = self.directory / f".{MANIFEST}.probe"
+            try:
+                probe.write_bytes(b"\0")
+            finally:
+                probe.unlink(missing_ok=True)
+
     def save(self, epoch: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Keep `tensors` (any names and shapes) and `state` (JSON) as the checkpoint after `epoch`.
 
@@ -51,7 +66,7 @@ class Checkpoints:
             "epoch": epoch,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        try:
+        with self._writable():
             self.directory.mkdir(parents=True, exist_ok=True)
             before = [old for old in self._entries() if old["file"] != entry["file"]][:1]
             _write(self.directory / entry["file"], content, durable)
@@ -60,11 +75,6 @@ class Checkpoints:
             for path in self.directory.iterdir():
                 if path.name not in keep and path.name.startswith(("epoch-", ".epoch-", f".{MANIFEST}")):
                     path.unlink()
-        except OSError as error:
-            raise HomeostatError(
-                f"checkpoint: cannot write to {str(self.directory)!r}: {error.strerror}. "
-                "Free space or choose another directory."
-            ) from error
         if durable:
             self._synced = time.monotonic()
 
@@ -81,6 +91,16 @@ class Checkpoints:
                 problem = f"cannot be read ({error})"
             warnings.warn(f"checkpoint {path.name} {problem}; using the one before it.", RuntimeWarning, stacklevel=2)
         return None
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            cure = "Free space or choose another directory."
+            raise HomeostatError(
+                f"checkpoint: cannot write to {str(self.directory)!r}: {error.strerror}. {cure}"
+            ) from error
 
     def _entries(self) -> list[dict[str, Any]]:
         """The manifest, newest first; an absent or damaged one reads as empty."""

@@ -9,6 +9,7 @@ Hidden files, links to folders and files that are no pictures by their suffix ar
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -151,6 +152,8 @@ def _examined(pictures: Sequence[_Picture], bad: list[_Bad]) -> list[_Picture]:
     known = []
     for picture in pictures:
         try:
+            if not stat.S_ISREG(picture.path.stat().st_mode):  # reading a pipe would wait for ever
+                raise UnidentifiedImageError
             with Image.open(picture.path) as image:
                 width, height = image.size
                 sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
@@ -223,6 +226,8 @@ def _unreadable(bad: list[_Bad], root: Path) -> InvalidValue:
 def _reason(path: Path, error: BaseException) -> str:
     """Why a file is no picture, in the user's words."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "not a file"
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as unreadable:

@@ -36,14 +36,14 @@ _EVALUATION_BATCH = 128  # examples; large enough to amortize a forward pass, sm
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """One recipe trained once with one seed.
 
     Attributes:
         model: the trained module, in eval mode; with the best epoch's weights where early stopping was on.
-        metrics: train_, valid_ and test_ loss and metric, epochs_run, best_epoch, diverged (0 or 1), seconds_per_epoch.
-            A diverged fit has NaN for what it could not measure.
+        metrics: train_, valid_ and test_ loss and metric, epochs_run, best_epoch (by what the recipe monitors),
+            diverged (0 or 1), seconds_per_epoch. A diverged fit has NaN for what it could not measure.
         history: one dict per epoch: epoch, train_loss, train_<metric>, valid_loss, valid_<metric>, seconds.
         stopped: "epochs" (all were run), "patience" or "diverged".
     """
@@ -54,6 +54,11 @@ class Fit:
     metrics: dict[str, float]
     history: list[dict[str, float]]
     stopped: str
+
+    def __repr__(self) -> str:
+        ran = f"{len(self.history)} epochs, stopped={self.stopped!r}"
+        measured = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items() if name.startswith("test_"))
+        return f"Fit({ran}, seed={self.seed}, {measured})"
 
 
 def fit(
@@ -77,8 +82,10 @@ def fit(
     Raises: InvalidValue if a part cannot apply to this task or model, or the directory holds another fit.
     """
     recipe = recipe or Recipe()
-    run = _Run(task, recipe, seed, model, _device(device))
     checkpoints = Checkpoints(Path(directory)) if directory is not None else None
+    if checkpoints is not None:
+        checkpoints.prepare()
+    run = _Run(task, recipe, seed, model, _device(device))
     if checkpoints is not None:
         run.resume(checkpoints)
     try:
@@ -252,7 +259,7 @@ class _Run:
             metrics={
                 **metrics,
                 "epochs_run": float(self.epoch),
-                "best_epoch": float(self.epoch - 1 if self.best is None else self.stopping.best_epoch or 0),
+                "best_epoch": math.nan if self.stopping.best_epoch is None else float(self.stopping.best_epoch),
                 "diverged": float(self.stopped == "diverged"),
                 "seconds_per_epoch": sum(row["seconds"] for row in self.history) / len(self.history),
             },
@@ -299,14 +306,12 @@ class _Run:
         if found is None:
             return
         tensors, state = found
-        if state["identity"] != self.identity():
-            raise invalid(
-                "fit",
-                "directory",
-                "hold checkpoints of this recipe, seed and task, or none",
-                str(checkpoints.directory),
-                "Choose another directory, or delete that one.",
-            )
+        identity = self.identity()
+        differing = [name for name, value in identity.items() if state["identity"].get(name) != value]
+        if differing:
+            cure = f"Its fit has another {' and '.join(differing)}. Choose another directory, or delete that one."
+            condition = "hold checkpoints of this recipe, seed and task, or none"
+            raise invalid("fit", "directory", condition, str(checkpoints.directory), cure)
         self.model.load_state_dict(_under(tensors, "model/"))
         self.best = _under(tensors, "best/") or None
         self._load_optimizer(_under(tensors, "optimizer/"), state["optimizer"])

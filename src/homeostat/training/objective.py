@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from homeostat import seeds
-from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning
+from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning, invalid, invalid_type
 from homeostat.parts.augment import make_augment
 from homeostat.training.cache import open_task, storable, store_task
 from homeostat.training.datasets import load_task
@@ -22,7 +22,9 @@ from homeostat.training.loop import fit
 from homeostat.training.metrics import Goal
 from homeostat.training.models import build_model
 from homeostat.training.recipe import Recipe
+from homeostat.training.sources import TensorSource
 from homeostat.training.task import Task
+from homeostat.training.user import short_traceback
 
 
 class Trial(Protocol):
@@ -80,8 +82,8 @@ class Objective:
         }
 
     def describe(self, config: Mapping[str, Any]) -> str:
-        """The recipe of a treatment, as TOML."""
-        return self.recipe.varied(config).to_toml()
+        """The recipe of a treatment, as TOML: what was varied, and what differs from the defaults."""
+        return self.recipe.varied(config).to_toml(also=config)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if storable(self.task):
@@ -102,9 +104,9 @@ class Objective:
         return fit(self.task, recipe, seed, directory=trial.directory, on_epoch=report).metrics
 
     def check(self, treatments: Iterable[Mapping[str, Any]]) -> None:
-        """Try every treatment for one batch, forward and loss, before a study spends time on any.
+        """Try every treatment for one batch, forward, loss, metric and backward, before a study spends time on any.
 
-        Raises: InvalidValue naming the first treatment that cannot be trained, and why.
+        Raises: InvalidValue naming the first treatment that cannot be trained, and why, with the user's own frames.
         """
         for config in treatments:
             try:
@@ -112,9 +114,9 @@ class Objective:
                     self._check_one(self.recipe.varied(config))
             except HomeostatError as error:
                 raise InvalidValue(f"{_said(config)}: {error}") from None
-            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            except Exception as error:  # whatever a user's model may raise
                 raise InvalidValue(
-                    f"{_said(config)}: the model does not run on a batch of this task: {type(error).__name__}: {error}"
+                    f"{_said(config)}: the model does not run on a batch of this task:{_reason(error)}"
                 ) from error
 
     def _check_one(self, recipe: Recipe) -> None:
@@ -126,15 +128,59 @@ class Objective:
         if recipe.augment != "none":
             input = make_augment(recipe.augment)(input, seeds.torch_generator(0, "check"))
         model.train()
-        loss = self.task.loss_function(label_smoothing=recipe.label_smoothing)(model(input), target)
-        if loss.dim() != 0:
-            raise InvalidValue(
-                f"the loss must be one number, but has shape {tuple(loss.shape)}. Average over the batch."
-            )
+        output = model(input)
+        if not isinstance(output, torch.Tensor):
+            cure = "Return what the loss compares with the targets, and nothing else."
+            raise invalid_type("Task", "the model's output", "be one tensor", type(output).__name__, cure)
+        self._check_logits(output)
+        loss = self.task.loss_function(label_smoothing=recipe.label_smoothing)(output, target)
+        if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
+            shown = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(loss).__name__}"
+            raise InvalidValue(f"the loss must be one number in a tensor, but has {shown}. Average over the batch.")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise InvalidValue("the model has no trainable parameters. Set requires_grad on those to train.")
+        if not loss.requires_grad:
+            raise InvalidValue("the loss does not depend on any trainable parameter. Is a detach() or no_grad() there?")
+        self._check_metric(model, output.detach().float(), target)
+        loss.backward()
+
+    def _check_logits(self, output: torch.Tensor) -> None:
+        """One logit per class, for those too that the batch lacks; where their number costs no reading of all data."""
+        known = self.task.classes is not None or isinstance(self.task.train, TensorSource)
+        if self.task.loss == "cross_entropy" and known and output.ndim > 1 and output.shape[1] < self.task.outputs:
+            classes = self.task.outputs
+            cure = "The last layer must give one logit per class."
+            raise invalid("Task", "the model's output", f"have {classes} columns for {classes} classes", output, cure)
+
+    def _check_metric(self, model: torch.nn.Module, output: torch.Tensor, target: torch.Tensor) -> None:
+        """Try a metric of the user's own on a batch; one that needs more, on the validation split."""
+        if isinstance(self.task.metric, str):
+            return
+        try:
+            self.task.measure(output, target)
+        except HomeostatError:
+            raise
+        except Exception:  # a few examples may lack a class, say
+            model.eval()
+            with torch.no_grad():
+                pairs = [(model(self.task.prepare(x)).float(), y) for x, y in self.task.valid.batches(0, 0, 128)]
+            outputs, targets = map(torch.cat, zip(*pairs, strict=True))
+            try:
+                self.task.measure(outputs, targets)
+            except Exception as error:
+                raise InvalidValue(f"the metric {self.task.metric_name!r} fails:{_reason(error)}") from error
 
 
 def _said(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={level}" for name, level in config.items()) or "the base recipe"
+
+
+def _reason(error: Exception) -> str:
+    """The user's own frames and the error; of a well-known error, the cure."""
+    text = short_traceback(error)
+    if "more than 1 value per channel" in text:
+        text += ". Statistics of a batch need more than one value: raise batch_size, or use layer, group or rms"
+    return f"\n{text}" if "\n" in text else f" {text}"
 
 
 def _opened(folder: str, recipe: Recipe) -> Objective:

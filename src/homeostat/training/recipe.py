@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ class Recipe(BaseModel):
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from 0 to lr, in epochs")
     batch_size: int | Literal["full"] = Field(64, description="examples per step; full: the whole training split")
     epochs: int = Field(20, ge=1, description="passes over the training split")
-    patience: int | None = Field(None, ge=0, description="stop after this many epochs without improvement")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without improvement")
     min_delta: float = Field(0.0, ge=0, description="the least change that counts as an improvement")
     monitor: Literal["valid_loss", "valid_metric"] = Field("valid_loss", description="what early stopping watches")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
@@ -162,6 +162,10 @@ class Recipe(BaseModel):
                 self.warmup_epochs,
                 "Lengthen training.",
             )
+        if self.learning_rate * self.decay > 1:
+            cure = "A step shrinks the weights by that share. Lower one of them; weight_decay=0 switches decay off."
+            shown = f"{self.learning_rate:g} * {self.decay:g}"
+            raise HomeostatError(f"Recipe: lr * weight_decay must be at most 1, but got {shown}. {cure}")
         return self
 
     @property
@@ -178,10 +182,11 @@ class Recipe(BaseModel):
         """The same recipe with some settings changed: one treatment of a study."""
         return Recipe(**{**self.model_dump(), **changes})
 
-    def to_toml(self) -> str:
-        """The settings that differ from the defaults, as TOML; `from_toml` gives the recipe back."""
-        changed = self.model_dump(mode="json", exclude_defaults=True)
-        return tomli_w.dumps({key: "none" if value is None else value for key, value in changed.items()})
+    def to_toml(self, also: Iterable[str] = ()) -> str:
+        """The settings that differ from the defaults, and those named in `also`, as TOML; see `from_toml`."""
+        shown = {*self.model_dump(exclude_defaults=True), *also}
+        settings = {key: value for key, value in self.model_dump(mode="json").items() if key in shown}
+        return tomli_w.dumps({key: "none" if value is None else value for key, value in settings.items()})
 
     @classmethod
     def from_toml(cls, text: str, *, where: str = "recipe") -> Recipe:

@@ -27,7 +27,7 @@ from homeostat.training.standardize import Standardization, measured
 Kind = Literal["image", "vector", "other"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Task:
     """What a network is to learn: three splits of data, a loss and a metric, and perhaps a model.
 
@@ -220,7 +220,15 @@ class Task:
             mean, deviation = self.target_unit
             outputs, targets = outputs.double() * deviation + mean, targets.double() * deviation + mean
         compute = METRICS[self.metric].compute if isinstance(self.metric, str) else self.metric
-        return float(compute(outputs, targets))  # type: ignore[misc]
+        value = compute(outputs, targets)  # type: ignore[misc]
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise invalid_type("Task", "metric", "return one number", value, "Average over the examples.") from None
+
+    def __repr__(self) -> str:
+        sizes = " / ".join(str(size) for size in self.description["sizes"].values())
+        return f"Task({self.name!r}, {sizes} examples, inputs {self.input_shape}, {self.loss_name}, {self.metric_name})"
 
     def loaded_as(self, name: str, seed: int) -> Task:
         """The same task under another name and data seed, without checking the data again."""

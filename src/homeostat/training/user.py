@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from homeostat.errors import HomeostatError, invalid_type, unknown
+from homeostat.errors import HomeostatError, InvalidValue, invalid_type, unknown
 from homeostat.training.task import Task
 
 
@@ -39,7 +39,7 @@ def user_task(spec: str, *, seed: int = 0) -> Task:
         except HomeostatError as error:  # such as Task's own refusal, which says all there is to say
             raise type(error)(f"{spec}: {error}") from error
         except (Exception, SystemExit) as error:
-            raise HomeostatError(f"{spec}: the function failed.\n{_short_traceback(error)}") from error
+            raise HomeostatError(f"{spec}: the function failed.\n{short_traceback(error)}") from error
     if not isinstance(task, Task):
         raise invalid_type("load_task", spec, "return a homeostat Task", task, "End it with return hs.Task(...).")
     return task.loaded_as(function_name if task.name == "task" else task.name, seed)
@@ -71,15 +71,16 @@ def _imported(name: str, spec: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             where = f"Looked in {Path.cwd()} and among the installed packages."
             raise HomeostatError(f"load_task: there is no module {error.name!r} for {spec!r}. {where}") from error
-        raise HomeostatError(f"{spec}: importing {name} failed.\n{_short_traceback(error)}") from error
+        raise HomeostatError(f"{spec}: importing {name} failed.\n{short_traceback(error)}") from error
     except (Exception, SystemExit) as error:
-        raise HomeostatError(f"{spec}: importing {name} failed.\n{_short_traceback(error)}") from error
+        raise HomeostatError(f"{spec}: importing {name} failed.\n{short_traceback(error)}") from error
 
 
 def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown(spec, f"function of {module.__name__}", name, own)
+        place = getattr(module, "__file__", None) or "a module of Python's own"
+        raise InvalidValue(f"{unknown(spec, f'function of {module.__name__}', name, own)} That module is {place}.")
     function = getattr(module, name)
     if not callable(function):
         raise invalid_type("load_task", spec, "be a function that returns a Task", function)
@@ -99,7 +100,7 @@ def _parameters(function: Callable[..., Any], spec: str) -> list[str]:
     return [p.name for p in parameters if p.kind not in (*variable, inspect.Parameter.POSITIONAL_ONLY)]
 
 
-def _short_traceback(error: BaseException) -> str:
+def short_traceback(error: BaseException) -> str:
     """The frames that lie in the user's own files, and the error's last lines."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     lines = ["Traceback (your code only):\n", *traceback.format_list(frames)] if frames else []

@@ -1,0 +1,50 @@
+"""A real study of real training that is killed and goes on, as whole processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+STUDY = [sys.executable, "-m", "homeostat", "study", "digits", "-f", "norm=none,batch", "-f", "dropout=0,0.3"]
+STUDY += ["--seeds", "2", "--epochs", "40"]
+TIMES = ["seconds", "seconds_per_epoch", "attempt"]
+
+
+def run(out, workers=2):
+    command = [*STUDY, "--workers", str(workers), "--out", str(out)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(out / "trials.csv").drop(columns=TIMES)
+
+
+def kill_once_training(out, how):
+    """Start the study, send it a signal once a trial is between two epochs of a later attempt, and wait for its end."""
+    before = {path.name for path in out.glob("trials/*/epoch-*")}
+    process = subprocess.Popen([*STUDY, "--workers", "2", "--out", str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not {path.name for path in out.glob("trials/*/epoch-00001*")} - before:
+        assert process.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, how)
+    return process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("study") / "undisturbed")
+
+
+def test_a_study_that_was_killed_and_interrupted_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
+    assert kill_once_training(tmp_path / "study", signal.SIGKILL) == -signal.SIGKILL
+    assert kill_once_training(tmp_path / "study", signal.SIGINT) == 130
+    assert kill_once_training(tmp_path / "study", signal.SIGKILL) == -signal.SIGKILL
+    pd.testing.assert_frame_equal(run(tmp_path / "study"), undisturbed, check_exact=True)
+
+
+def test_the_number_of_workers_does_not_change_a_result(undisturbed, tmp_path):
+    pd.testing.assert_frame_equal(run(tmp_path / "study", workers=1), undisturbed, check_exact=True)
