@@ -92,6 +92,8 @@ def test_a_study_file_says_it_all(tmp_path):
         (["study", "digits", "--set", "lrr=1"], "unknown key 'lrr'. Did you mean 'lr'"),
         (["study", "digits", "--recipe", "absent.toml"], "cannot read 'absent.toml'"),
         (["study", "digits", "--seeds", "0"], "seeds"),
+        (["study", "digits", "--out", ""], "--out: the directory must have a name"),
+        (["fit", "digits", "--set", "lr=1e9"], "lr * weight_decay must be at most 1"),
         (["study", "digits", "--model", "cnnn"], "Did you mean 'cnn'"),
         (["study", "digits", "--target", "price"], "target must be given for a table only"),
         (["fit", "digits", "--set", "dropout=2"], "dropout must be"),
@@ -110,3 +112,30 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_differe
     done = homeostat(*DIGITS, "--set", "lr=0.1", "--out", tmp_path / "study")
     assert done.returncode == 2
     assert "recipe.lr: (not set) → 0.1" in done.stderr
+
+
+def test_names_that_look_like_markup_are_names(tmp_path):
+    table = tmp_path / "[red].csv"
+    table.write_text("a,b\n" + "".join(f"{number},{number % 2}\n" for number in range(40)))
+    out = tmp_path / "[" / "bold] ☃"
+    done = homeostat("fit", table, "--target", "b", "--epochs", "1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert f"Weights, recipe and metrics: {out}" in done.stdout
+    words = ["--target", "b", "--epochs", "1", "-f", "norm=none,batch", "--seeds", "1", "--out", tmp_path / "[" / "x]"]
+    done = homeostat("study", table, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"Report: {tmp_path / '[' / 'x]' / 'report.html'}" in done.stdout
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_another(tmp_path):
+    command = [sys.executable, "-m", "homeostat", "--help"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_study_runs_where_the_standard_streams_are_closed(tmp_path):
+    command = [sys.executable, "-m", "homeostat", *DIGITS, "--out", str(tmp_path / "study")]
+    closing = "import os, sys; os.closerange(0, 3); os.execv(sys.executable, sys.argv[1:])"
+    assert subprocess.run([sys.executable, "-c", closing, *command], check=False).returncode == 0
+    assert (tmp_path / "study" / "report.html").exists()

@@ -26,13 +26,13 @@ app = typer.Typer(
     epilog="Exit codes: 0 done · 1 internal error · 2 unusable input · 3 some trials failed · 130 interrupted.",
 )
 
+_TASK_HELP = (
+    "digits, spirals, curve, mnist, fashion-mnist, cifar10; a .csv, .tsv or .parquet file; a folder of images (one "
+    "subfolder per class); or package.module:function returning a homeostat.Task."
+)
 TaskArgument = Annotated[
     str,
-    typer.Argument(
-        help="digits, spirals, curve, mnist, fashion-mnist, cifar10; a .csv, .tsv or .parquet file; a folder of images "
-        "(one subfolder per class); or package.module:function returning a homeostat.Task.",
-        show_default=False,
-    ),
+    typer.Argument(help=_TASK_HELP, show_default=False),
 ]
 Target = Annotated[str | None, typer.Option(help="The column to predict, where the task is a table.")]
 DataSeed = Annotated[int, typer.Option(help="Seed of the train / validation / test split.")]
@@ -53,11 +53,7 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the training split
 def study(
     task: Annotated[
         str | None,
-        typer.Argument(
-            help="digits, spirals, curve, mnist, fashion-mnist, cifar10; a .csv, .tsv or .parquet file; a folder of "
-            "images (one subfolder per class); or package.module:function returning a homeostat.Task.",
-            show_default=False,
-        ),
+        typer.Argument(help=_TASK_HELP, show_default=False),
     ] = None,
     factor: Annotated[
         list[str] | None,

@@ -154,14 +154,15 @@ except KeyboardInterrupt as stop:
 
 
 def start_driver(folder, *, count=8, free=0, workers=2):
-    """A driver process on `folder`/study whose trials from number `free` on wait for `folder`/gate."""
+    """A driver on `folder`/study, in a group of its own, whose trials from number `free` on wait for `folder`/gate."""
     paths = {"directory": folder / "study", "gate": folder / "gate", "log": folder / "log"}
     texts = {name: str(path) for name, path in paths.items()}
     here = os.path.dirname(__file__)
     script = folder / "driver.py"
     script.write_text(textwrap.dedent(DRIVER.format(here=here, free=free, count=count, workers=workers, **texts)))
     command = [sys.executable, str(script)]
-    _drivers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    _drivers.append(subprocess.Popen(command, **pipes, text=True, start_new_session=True))
     return _drivers[-1]
 
 

@@ -114,6 +114,24 @@ def unusual() -> dict[str, tuple[Analysis, pd.DataFrame]]:
     return found
 
 
+@functools.cache
+def three_way() -> tuple[Analysis, pd.DataFrame]:
+    """A study in which three factors interact, so that the model of two-factor interactions does not fit."""
+    design = make_design({"norm": ["none", "batch"], "dropout": [0, 0.5], "augment": ["none", "crop"]}, 5)
+    table = trials(design)
+    all_on = (table["norm"] == "batch") & (table["dropout"] == 0.5) & (table["augment"] == "crop")
+    table[METRICS[:3]] += 0.04 * all_on.to_numpy()[:, None]
+    return analyze(table, design, response="valid_accuracy"), NO_CURVES
+
+
+def warned(texts: dict[int, list[str]]) -> Analysis:
+    """A study of twelve trials; trial number i of the table, by treatment and seed, warned of `texts[i]`."""
+    design = make_design(TWO, 3)
+    table = trials(design).sort_values(["treatment", "seed"], ignore_index=True)
+    table["warnings"] = [texts.get(place, []) for place in range(len(table))]
+    return analyze(table, design, response="valid_accuracy")
+
+
 def _coded(design: Design, config: dict) -> list[float]:
     return [f.levels.index(config[f.name]) / (len(f.levels) - 1) for f in design.factors]
 

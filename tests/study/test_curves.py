@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +98,23 @@ def test_each_factor_has_a_panel_with_its_levels() -> None:
     for markup in (picture.wide, picture.narrow):
         for text in ("norm", "lr", "none", "batch", "0.1", "1"):
             assert f">{text}</text>" in markup
+
+
+def test_a_line_has_another_name_where_there_is_little_room() -> None:
+    picture = overview(many(2), {"loss": "Loss"}, {0: ("#0 norm + dropout", 0)}, str, "Curves.", {0: "#0"})
+    assert (">#0 norm + dropout<" in picture.wide, ">#0<" in picture.wide) == (True, False)
+    assert (">#0 norm + dropout<" in picture.narrow, ">#0<" in picture.narrow) == (False, True)
+
+
+def test_the_names_of_levels_stand_above_the_lines() -> None:
+    levels = {"norm": {0: "none", 1: "batch", 2: "layer", 3: "group"}, "lr": {0: "low", 1: "low", 2: "high", 3: "high"}}
+    picture = by_factor(many(4), "loss", levels, str, "By factor.")
+    for markup in (picture.wide, picture.narrow):
+        root = ElementTree.fromstring(markup)
+        names = [float(node.attrib["y"]) for node in root.iter("text") if node.text in ("none", "low", "high")]
+        frames = [node.find("rect") for node in root.iter("clipPath")]
+        assert len(names) == 3
+        assert max(names) < min(float(frame.attrib["y"]) for frame in frames if frame is not None)
 
 
 def test_curves_without_a_finite_value_still_give_a_figure() -> None:

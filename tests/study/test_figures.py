@@ -138,6 +138,30 @@ def test_a_matrix_is_symmetric_and_marks_what_is_clear() -> None:
     assert bluest not in opposite  # where less is better, +2 is bad news
 
 
+def test_only_what_is_marked_in_a_matrix_has_a_strong_color() -> None:
+    table = pd.DataFrame([[NAN, 3.0, -1.0], [3.0, NAN, NAN], [-1.0, NAN, NAN]])
+    markup = matrix(["a", "b", "c"], table, table == -1.0, number=str, better=1.0, alt="").wide
+
+    def spread(color: str) -> int:
+        channels = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+        return max(channels) - min(channels)
+
+    blue, orange = [], []
+    for fill in set(re.findall(r'fill="(#\w{6})"', markup)):
+        (blue if fill[5:] > fill[1:3] else orange).append(spread(fill))
+    assert max(orange) > 2 * max(blue)  # −1 is clear, +3 is not
+
+
+def test_the_zero_line_does_not_run_through_the_numbers_of_the_narrow_forest() -> None:
+    root = tree(drawn(margin=0.0).narrow)
+    below = [float(node.attrib["y"]) for node in root.iter("text") if node.text == ROWS[0].label]
+    lines = [
+        node.attrib["d"].split() for node in root.iter("path") if node.attrib.get("stroke", "").startswith("var(--ink")
+    ]
+    heights = [sorted((float(line[2]), float(line[5]))) for line in lines]
+    assert min(top for top, _ in heights) > below[0] + 3
+
+
 def test_a_matrix_too_dense_for_numbers_on_a_telephone_shows_colors_alone() -> None:
     count = 16
     table = pd.DataFrame(np.ones((count, count)))

@@ -6,6 +6,10 @@ import sys
 import time
 
 import psutil
+import pytest
+
+from homeostat.errors import HomeostatError
+from homeostat.study import launch
 
 STUDY = """
 import os
@@ -42,3 +46,22 @@ def test_a_server_that_was_not_needed_ends_with_its_process():
     while psutil.pid_exists(server) and psutil.Process(server).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the fork server outlived its process"
         time.sleep(0.05)
+
+
+def test_a_file_in_the_current_folder_that_is_called_like_a_module_of_pythons_does_not_break_the_server(tmp_path):
+    for name in ("json", "queue", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemError('not this one')")
+    code = STUDY.replace("DIRECTORY", repr(str(tmp_path / "study")))
+    environment = os.environ | {"OMP_NUM_THREADS": "7"}
+    command = [sys.executable, "-P", "-c", code]  # -P: this process looks for modules as the homeostat command does
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_an_error_on_purpose_while_an_objective_is_packed_comes_through():
+    class Refusing:
+        def __reduce__(self):
+            raise HomeostatError("the cache cannot be written")
+
+    with pytest.raises(HomeostatError, match=r"\Athe cache cannot be written"):
+        launch.packed(Refusing())

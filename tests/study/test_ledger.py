@@ -256,6 +256,7 @@ def test_what_is_no_study_is_refused_and_left_alone(tmp_path):
     other.mkdir()
     with sqlite3.connect(other / "study.sqlite") as connection:
         connection.execute("CREATE TABLE addresses (name)")
+        connection.execute("CREATE TABLE meta (something, else_again)")
     connection.close()
     before = (other / "study.sqlite").read_bytes()
     with pytest.raises(StorageError, match="a SQLite database, but not a study"):

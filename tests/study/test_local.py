@@ -1,6 +1,7 @@
 """What may be relied on when things die: workers, drivers, both, or the user's patience."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -52,6 +53,13 @@ def test_workers_have_one_thread_and_our_environment_which_stays_as_it_was(tmp_p
     assert dict(os.environ) == before
     found = ledger.trials()[[f"found {name}" for name in names]]
     assert (found == [1, 1, 1, 1, 5]).all(axis=None)
+
+
+def test_what_an_objective_starts_is_started_as_the_driver_would(tmp_path):
+    ledger = make_ledger(tmp_path / "study", 2)
+    methods = multiprocessing.get_all_start_methods()
+    run(ledger, lambda config, seed: {"y": methods.index(multiprocessing.get_start_method())})
+    assert ledger.trials()["y"].tolist() == [methods.index(multiprocessing.get_start_method())] * 2
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
@@ -169,6 +177,19 @@ def test_a_driver_that_is_stopped_loses_nothing_and_resumes(tmp_path, how):
     assert after["attempt"].tolist() == [1, 1, 1, 2, 2, 1, 1, 1]
     assert sorted(map(int, notes(tmp_path / "log"))) == [0, 1, 2, 3, 3, 4, 4, 5, 6, 7]
     assert ledger.curves()["epoch"].tolist() == [0, 1] * 8
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are POSIX")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_held_against_no_trial(tmp_path, how):
+    driver = start_driver(tmp_path, count=4)
+    ledger = make_ledger(tmp_path / "study", 4)
+    eventually(lambda: ledger.counts().running == 2)
+    os.killpg(driver.pid, how)  # as a terminal, systemd or a batch system does
+    _, said = driver.communicate(timeout=60)
+    assert said == "0 of 4 trials are done; the same command resumes.\n"
+    assert ledger.trials()["status"].tolist() == ["pending"] * 4
+    assert ledger.trials()["failure"].tolist() == [None] * 4
 
 
 def test_two_drivers_share_a_study_and_no_trial_is_run_twice(tmp_path):

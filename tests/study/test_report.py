@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from homeostat.errors import HomeostatError
 from homeostat.study import exhibits
 from homeostat.study.factors import Factor
+from homeostat.study.remarks import remarks
 from homeostat.study.report import render, write_report
 from homeostat.study.svg import COLORS
 
@@ -111,11 +112,16 @@ def test_the_sections_come_in_the_order_in_which_a_reader_needs_them(page: Page)
 def test_counts_warnings_and_everything_the_caller_knows_are_shown(page: Page) -> None:
     analysis, _ = simulated.five()
     for text in (
-        "32 treatments × 5 seeds = 160 trials", "160 finished (2 diverged)", "took 2 min 41 s", *analysis.warnings,
+        "32 treatments × 5 seeds = 160 trials", "160 finished (2 diverged)", "took 2 min 41 s",
+        *remarks(analysis),
         *analysis.recommendation.reasons, INFO["command"], 'norm = "batch"', "examples: training", "1257", "1, 8, 8",
         "homeostat 0.1.0", "2025-11-21 08:02 UTC",
     ):  # fmt: skip
         assert " ".join(text.split()) in page.words.replace("\u00a0", " ")
+
+
+def page_words(html: str) -> list[str]:
+    return re.findall(r"\w+", Page(html).words)
 
 
 def number(text: str) -> float:
@@ -159,7 +165,8 @@ def test_the_table_of_effects_says_what_the_analysis_says(html: str) -> None:
     analysis, _ = simulated.five()
     rows = rows_of(html, "effects")
     assert [row[0] for row in rows] == analysis.effects["label"].tolist()
-    assert [row[-1] for row in rows] == analysis.effects["verdict"].tolist()
+    assert [row[-1] for row in rows] == analysis.effects["verdict"].map(exhibits.verdict).tolist()
+    assert not set(page_words(html)) & {"strengthens", "weakens"}
     first = analysis.effects.iloc[0]
     assert number(rows[0][1]) == pytest.approx(100 * first["estimate"], abs=0.06)
     assert rows[0][3] == ("< 0.001" if first["p"] < 0.001 else f"{first['p']:.3f}")
@@ -237,6 +244,64 @@ def test_aliases_and_a_recommendation_that_was_not_run_are_said() -> None:
         assert "This treatment was not run" in page.words
 
 
+def test_a_recommendation_that_was_not_run_has_a_row_that_says_so() -> None:
+    analysis, _ = simulated.unusual()["fraction"]
+    advice = analysis.recommendation
+    assert advice.treatment is None
+    first = rows_of(unusual("fraction"), "treatments")[0]
+    assert first[0] == "★ –"
+    assert [cell == "Yes" for cell in first[2:7]] == [name in advice.kept for name in simulated.FIVE]
+    assert f"not run base +{100 * advice.gain.estimate:.1f}" in first
+    assert "its change from the base is predicted" in Page(unusual("fraction")).words
+
+
+def test_what_only_a_fraction_needs_is_told_of_fractions_alone(html: str) -> None:
+    words = "can be told apart", "resolution", "Generators"
+    assert not [word for word in words if word in Page(html[html.index("<main>") : html.index("<footer>")]).words]
+    assert "III: a main effect is estimated together with interactions" in Page(unusual("fraction")).words
+
+
+def test_where_the_two_factor_model_does_not_fit_the_report_says_so() -> None:
+    analysis, curves = simulated.three_way()
+    assert analysis.direct
+    page = assert_stands_alone(render(analysis, curves, {}))
+    assert "Three or more factors interact here, so alone and together compare the treatments themselves" in page.words
+    assert "does not fit (lack of fit: F(1, " in page.words
+    assert analysis.warnings[0] in page.words
+    means = analysis.treatments["valid_accuracy"]
+    rows = rows_of(render(analysis, curves, {}), "together")
+    for cells, row in zip(rows, analysis.alone.itertuples(), strict=True):
+        pair = [analysis.design.find({**analysis.design.base, row.factor: level}) for level in (row.base, row.level)]
+        assert number(cells[1].split()[0]) == pytest.approx(100 * (means[pair[1]] - means[pair[0]]), abs=0.06)
+
+
+def test_a_single_epoch_is_no_learning_curve() -> None:
+    analysis, curves = simulated.five()
+    assert '<section id="curves">' not in render(analysis, curves[curves["epoch"] == 0], {})
+
+
+def test_facts_are_written_for_people() -> None:
+    task = {"target_unit": [403473.2125, 102683.7], "note": "", "empty": [], "split": "60/20/20 %, seed 0", "seed": 0}
+    html = render(*simulated.unusual()["nothing run"], {"task": task, "environment": {"seed": 7, "ratio": 0.123456}})
+    facts = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", html[html.index('<section id="reproduce">') :]))
+    assert facts["target unit"] == "mean 403473, deviation 102684"
+    assert {"note", "empty"}.isdisjoint(facts)
+    assert (facts["seed"], facts["ratio"]) == ("7", "0.1235")
+    assert html.count("<dt>seed</dt>") == 1
+
+
+def test_warnings_of_trials_that_differ_in_their_numbers_alone_are_told_once() -> None:
+    text = "NoEffectWarning: clip_norm=1 never acted: the largest gradient norm was {}."
+    found = remarks(simulated.warned({1: [text.format(0.822)], 3: [text.format(0.908)], 6: ["Odd: 1 of 3."]}))
+    assert found[-2:] == [
+        "2 of 12 trials, all with norm=none: clip_norm=1 never acted: the largest gradient norm was 0.822 to 0.908.",
+        "1 of 12 trials, with norm=batch and dropout=0: Odd: 1 of 3.",
+    ]
+    twice = remarks(simulated.warned({0: [text.format(0.5), text.format(12)]}))
+    assert "1 of 12 trials, with norm=none and dropout=0: " in twice[-1]
+    assert "was 0.5 to 12." in twice[-1]
+
+
 def test_of_many_treatments_the_best_are_in_sight_and_the_others_folded() -> None:
     analysis, _ = simulated.unusual()["sixty-four"]
     html = unusual("sixty-four")
@@ -262,7 +327,11 @@ def test_hostile_names_are_text() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.text(), st.text(), st.dictionaries(st.text(), st.text(), max_size=2))
 def test_no_text_can_become_markup(title: str, command: str, task: dict[str, str]) -> None:
-    info = {"title": f"t{title}", "command": f"c{command}", "task": {"k": "v", **{f"k{k}": v for k, v in task.items()}}}
+    info = {
+        "title": f"t{title}",
+        "command": f"c{command}",
+        "task": {"k": "v", **{f"k{k}": f"v{v}" for k, v in task.items()}},
+    }
     page = assert_stands_alone(render(*simulated.unusual()["nothing run"], info))
     plain = dict.fromkeys(info["task"], "plain")
     other = Page(render(*simulated.unusual()["nothing run"], {"title": "t", "command": "c", "task": plain}))

@@ -233,3 +233,24 @@ def test_a_silent_objective_keeps_its_lease(ledger):
 def test_a_report_that_cannot_be_used_is_an_error_of_the_trial(ledger, epoch, values, message):
     run(ledger, lambda config, seed, trial: trial.report(epoch, **values), retries=0)
     assert message in ledger.trials()["failure"][0]
+
+
+def test_an_objective_may_change_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    def objective(config, seed, trial):
+        os.chdir(tmp_path / "elsewhere")
+        (trial.directory / "checkpoint").write_text("half")
+        return {"y": 1.0}
+
+    assert [kind for kind, *_ in run(make_ledger("study", 2), objective)] == ["done", "done"]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_full_disk_names_the_directory_where_the_error_does_not(ledger, tmp_path):
+    def objective(config, seed):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match=f"{tmp_path / 'study'}: No space left on device. Free some space"):
+        run(ledger, objective)

@@ -238,3 +238,11 @@ def test_tables_are_safe_to_open_in_a_spreadsheet(tmp_path):
         "plain,'+,1e-300,",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_an_objective_that_cannot_be_sent_leaves_no_directory(tmp_path):
+    with open(tmp_path / "file", "w") as file:
+        study = Study(lambda config, seed: {"y": file.fileno()}, FACTORS, directory=tmp_path / "study", workers=1)
+        with pytest.raises(InvalidType, match="be something that can be sent to workers"):
+            study.run(progress=False)
+    assert not (tmp_path / "study").exists()

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from homeostat.study.analysis import Analysis
+from homeostat.study.remarks import remarks
 from homeostat.study.summary import print_summary
 
 
@@ -31,7 +32,7 @@ def test_the_summary_says_what_to_do_and_why_within_the_width(width: int) -> Non
     text = printed(analysis, width)
     assert words(text).startswith(words(analysis.summary))
     assert max(map(cell_len, text.splitlines())) <= width
-    for sentence in (*analysis.warnings, *analysis.recommendation.reasons):
+    for sentence in (*remarks(analysis), *analysis.recommendation.reasons):
         assert words(sentence) in words(text) or width == 40
 
 
@@ -42,7 +43,7 @@ def test_effects_are_drawn_on_one_scale(width: int) -> None:
     best = next(line for line in lines if line.startswith("norm: none → batch"))
     worst = next(line for line in lines if line.startswith("norm × dropout"))
     assert best.rstrip().endswith("helps")
-    assert worst.rstrip().endswith("weakens")
+    assert worst.rstrip().endswith("worse together")
     zero = best.index("│")
     assert worst.index("│") == zero
     assert worst.index("▼") < zero < best.index("▲")
@@ -55,6 +56,22 @@ def test_the_table_holds_the_best_the_recommended_and_the_base() -> None:
     assert "◇ 0" in text
     best = analysis.treatments["valid_accuracy"].max()
     assert f"{100 * best:.1f} [" in text
+
+
+def test_a_list_that_was_cut_says_how_much_is_left() -> None:
+    analysis, _ = simulated.five()
+    text = printed(analysis, 120)
+    effects, treatments = text.split("Treatments, best first")
+    told = sum(line.startswith(tuple(analysis.effects["label"])) for line in effects.splitlines())
+    assert f"… {len(analysis.effects) - told} more in the report" in effects
+    rows = [line for line in treatments.split("Recommendation")[0].splitlines() if " s" in line[-4:]]
+    assert f"… {32 - len(rows)} more in the report" in treatments
+
+
+def test_a_label_without_room_is_told_by_its_levels() -> None:
+    text = printed(simulated.unusual()["less is better"][0], 80)
+    assert "norm=group × lr=0.01" in text
+    assert "norm: none → group × lr" not in text
 
 
 def test_nothing_is_colored_where_nobody_sees_it_and_something_is_where_they_do() -> None:

@@ -106,3 +106,21 @@ def test_a_directory_that_cannot_be_made_is_an_error_with_a_cure(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HomeostatError, match=r"cannot write to .*choose another directory"):
         _saved(tmp_path / "file" / "below")
+
+
+def test_preparing_shows_that_a_directory_can_be_written_and_leaves_it_empty(tmp_path):
+    Checkpoints(tmp_path / "new").prepare()
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HomeostatError, match=r"cannot write to .*choose another directory"):
+        Checkpoints(tmp_path / "file" / "below").prepare()
+
+
+def test_where_no_checkpoint_is_whole_the_warning_says_that_it_starts_again(tmp_path):
+    _saved(tmp_path)
+    for path in tmp_path.glob("epoch-*"):
+        path.write_bytes(b"")
+    with pytest.warns(RuntimeWarning) as told:
+        assert Checkpoints(tmp_path).load() is None
+    assert "starting again from the first epoch" in str(told[-1].message)
+    assert all("using the one before it" in str(each.message) for each in told[:-1])

@@ -151,6 +151,14 @@ def spoiled(root):
     return root
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_that_is_called_like_a_picture_is_not_waited_for(tmp_path):
+    folder(tmp_path)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    with pytest.raises(InvalidValue, match=r"pipe.png \(not a file\)"):
+        load_task(tmp_path)
+
+
 def test_files_that_are_no_pictures_are_listed_with_the_reason(tmp_path):
     with pytest.raises(InvalidValue) as caught:
         load_task(spoiled(tmp_path / "spoiled"))

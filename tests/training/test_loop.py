@@ -255,3 +255,11 @@ def test_a_frozen_model_is_refused(regression_task):
 def test_augmentation_of_vectors_is_refused(regression_task):
     with pytest.raises(HomeostatError, match="crop"):
         fit(regression_task, Recipe(augment="crop", epochs=1))
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_any_epoch(regression_task, tmp_path):
+    (tmp_path / "file").write_text("")
+    epochs = []
+    with pytest.raises(HomeostatError, match="cannot write to"):
+        fit(regression_task, Recipe(epochs=1), directory=tmp_path / "file" / "below", on_epoch=epochs.append)
+    assert epochs == []

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cloudpickle
@@ -59,7 +61,10 @@ def test_what_travels_of_a_large_task_is_small():
     [
         ({"dropout": 2}, "dropout=2: Recipe: dropout must"),
         ({"norm": "bach"}, "norm=bach: Recipe: unknown norm"),
-        ({"norm": "batch", "batch_size": 1}, "norm=batch, batch_size=1: .*more than 1 value per channel"),
+        (
+            {"norm": "batch", "batch_size": 1},
+            "norm=batch, batch_size=1: .*more than 1 value.*raise batch_size",
+        ),
         ({"model": "cnn", "norm": "instance", "widths": "4x4x4x4"}, "instance"),
     ],
 )
@@ -88,3 +93,84 @@ def test_check_refuses_a_loss_that_is_not_one_number(regression_task):
 def test_label_smoothing_of_a_regression_is_refused(regression_task):
     with pytest.raises(InvalidValue, match="label_smoothing"):
         Objective(regression_task).check([{"label_smoothing": 0.1}])
+
+
+class Misbehaving(nn.Module):
+    """A linear layer whose output `how` changes."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        self.how = how
+
+    def forward(self, input):
+        return self.how(self.layer(input))
+
+
+def fail(output):
+    raise KeyError("a key of the user's")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (lambda output: (output, output), "output must be one tensor, but got 'tuple'"),
+        (lambda output: {"logits": output}, "output must be one tensor, but got 'dict'"),
+        (lambda output: output.detach(), "does not depend on any trainable parameter"),
+        (fail, r"(?s)your code only.*in fail.*KeyError"),
+    ],
+)
+def test_check_says_what_a_model_does_wrong_before_any_trial(regression_task, how, message, monkeypatch):
+    task = Task(data=regression_task.data, model=lambda: Misbehaving(how), loss="mse")
+    with pytest.raises(InvalidValue, match=message):
+        Objective(task).check([{}])
+
+
+def test_check_refuses_a_model_without_trainable_parameters(regression_task):
+    task = Task(data=regression_task.data, model=lambda: nn.Linear(3, 1).requires_grad_(False), loss="mse")
+    with pytest.raises(InvalidValue, match="no trainable parameters"):
+        Objective(task).check([{}])
+
+
+def test_check_counts_the_logits_even_where_the_first_examples_are_of_one_class():
+    x, y = torch.randn(60, 3), torch.arange(60) // 20
+    task = Task(data=((x, y), (x, y), (x, y)), model=lambda: nn.Linear(3, 2))
+    with pytest.raises(InvalidValue, match="have 3 columns for 3 classes"):
+        Objective(task).check([{}])
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda output, target: output, "metric must return one number, but got Tensor"),
+        (lambda output, target: "good", "metric must return one number, but got 'good'"),
+        (lambda output, target: 1 / 0, "(?s)the metric '<lambda>' fails:.*ZeroDivisionError"),
+    ],
+)
+def test_check_tries_a_metric_of_the_users_own(regression_task, metric, message):
+    data = regression_task.data
+    task = Task(data=data, model=lambda: nn.Linear(3, 1), loss="mse", metric=metric, goal="minimize")
+    with pytest.raises(InvalidValue, match=message):
+        Objective(task).check([{}])
+
+
+def test_check_lets_a_metric_pass_that_needs_a_whole_split(regression_task):
+    def metric(output, target):
+        if len(target) < len(regression_task.valid):
+            raise ValueError("too few")
+        return 0.5
+
+    task = Task(data=regression_task.data, model=lambda: nn.Linear(3, 1), loss="mse", metric=metric, goal="minimize")
+    Objective(task).check([{}])
+
+
+def test_check_refuses_to_compile_where_there_is_no_compiler(tmp_path):
+    code = (
+        "from homeostat import Objective, load_task\n"
+        "try:\n    Objective(load_task('curve')).check([{'compile': True}])\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    nowhere = {"PATH": "", "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=nowhere)
+    assert done.stdout.startswith("compile=True: Recipe: compile must be false"), done.stderr
+    assert "Install a C++ compiler" in done.stdout

@@ -97,6 +97,8 @@ def test_what_does_not_exist_gets_the_nearest_name(project):
         load_task(f"{project}.wrok:build")
     with pytest.raises(HomeostatError, match="no module 'nowhere_at_all'"):
         load_task("nowhere_at_all.work:build")
+    with pytest.raises(InvalidValue, match=r"function of json 'build'.*That module is .*json"):
+        load_task("json:build")  # the user's own json.py comes second to Python's
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ from homeostat.study.svg import (
 Numbers = NDArray[np.float64]
 Named = Mapping[Hashable, tuple[str, int]]  # which lines have a name, and the place of their style in _STYLES
 Lines = dict[Hashable, "Line"]
+_EARLY = 0.25  # the share of the epochs that the panels by factor leave out: all rise steeply there
 _MOST_GREY = 64  # lines; more of them are a stain
 _MOST_POINTS = 100  # per line; a figure has no more pixels to tell them apart
 _STYLES: tuple[tuple[str, Any], ...] = (
@@ -85,6 +86,7 @@ def overview(
     named: Named,
     tick: Callable[[float], str],
     alt: str,
+    brief: Mapping[Hashable, str] | None = None,
 ) -> Picture:
     """One panel per quantity, on a common scale: the mean over seeds of every treatment, with the range of a few.
 
@@ -94,14 +96,17 @@ def overview(
         named: treatment → (the name of its line, the number of its style); the other treatments are grey.
         tick: formats a number on the vertical axis.
         alt: the figure in a sentence.
+        brief: treatment → the name of its line in the narrow layout, where that has to be another.
     """
     panels = {column: _lines(curves, column, "treatment") for column in titles}
+    shorter = {key: ((brief or {}).get(key, label), style) for key, (label, style) in named.items()}
     window = _window(line for lines in panels.values() for line in lines.values())
 
     def draw(wide: bool) -> str:
         width, height = (WIDE, 360.0) if wide else (NARROW, 250.0 * len(panels))
         across, down = (len(panels), 1) if wide else (1, len(panels))
-        longest = max((len(shorten(label, 30 if wide else 13)) for label, _ in named.values()), default=0)
+        labels = named if wide else shorter
+        longest = max((len(shorten(label, 30 if wide else 13)) for label, _ in labels.values()), default=0)
         names = 6.6 * longest + 16  # the space at the right, where the lines are named
         with drawing():
             figure = blank(width, height)
@@ -110,10 +115,10 @@ def overview(
                 x = 44.0 + (index % across) * (each + 56.0)
                 box = (x / width, 1 - (index // across * height / down + height / down - 42) / height)
                 axes = figure.add_axes((*box, each / width, (height / down - 76) / height))
-                _panel(axes, lines, named, window, tick)
+                _panel(axes, lines, labels, window, tick)
                 axes.set_title(shorten(titles[column], 60 if wide else 40), loc="left", fontsize=13, color=INK, pad=10)
                 if index == len(panels) - 1 or not wide:
-                    _name(axes, lines, named, 30 if wide else 13)
+                    _name(axes, lines, labels, 30 if wide else 13)
             return inline(figure, f"curves-{'wide' if wide else 'narrow'}", alt)
 
     return Picture(draw(True), draw(False), alt)
@@ -128,6 +133,8 @@ def by_factor(
 ) -> Picture:
     """One small panel per factor: the mean over all trials at each level, with a band for the middle half of them.
 
+    The first quarter of the epochs is left out, so that what remains of a difference can be seen.
+
     Args:
         curves: trial, treatment, epoch and the quantity.
         column: the quantity.
@@ -139,24 +146,35 @@ def by_factor(
         factor: _lines(curves.assign(level=curves["treatment"].map(dict(of))), column, "level", quartiles=True)
         for factor, of in levels.items()
     }
-    window = _window((line for lines in panels.values() for line in lines.values()), start=0.4)
+    panels = {
+        factor: {level: _after(_EARLY, line) for level, line in lines.items()} for factor, lines in panels.items()
+    }
+    window = _window((line for lines in panels.values() for line in lines.values()), start=0.0)
 
     def draw(wide: bool) -> str:
         across = 3 if wide else 2
         down = math.ceil(len(panels) / across)
-        width, each = (WIDE, 236.0) if wide else (NARROW, 186.0)
-        share, left = (width / across, 44.0) if wide else (width / across, 36.0)
+        share, left = (WIDE / across, 44.0) if wide else (NARROW / across, 36.0)
+        entry = 22 if wide else 12  # characters of a level's name
+        keys = {factor: _key(list(map(str, lines)), entry, share - left) for factor, lines in panels.items()}
+        head = 17.0 * max(rows for _, rows in keys.values())
+        width, each = (WIDE, 224.0 + head) if wide else (NARROW, 176.0 + head)
         with drawing():
             figure = blank(width, each * down)
             for index, (factor, lines) in enumerate(panels.items()):
                 x, y = index % across * share + left, (index // across + 1) * each - 34
-                box = (x / width, 1 - y / (each * down), (share - left - 12) / width, (each - 64) / (each * down))
+                box = (
+                    x / width,
+                    1 - y / (each * down),
+                    (share - left - 12) / width,
+                    (each - 66 - head) / (each * down),
+                )
                 axes = figure.add_axes(box)
                 order = [level for level in dict.fromkeys(levels[factor].values()) if level in lines]
                 named: Named = {level: (str(level), style) for style, level in enumerate(order[: len(_STYLES)])}
                 _panel(axes, lines, named, window, tick, small=True)
-                axes.set_title(shorten(factor, 34 if wide else 20), loc="left", fontsize=12.5, color=INK, pad=6)
-                _legend(axes, "upper left" if _rises(lines) else "lower left", 22 if wide else 12)
+                axes.set_title(shorten(factor, 34 if wide else 20), loc="left", fontsize=12.5, color=INK, pad=8 + head)
+                _legend(axes, keys[factor][0], entry)
             return inline(figure, f"levels-{'wide' if wide else 'narrow'}", alt)
 
     return Picture(draw(True), draw(False), alt)
@@ -184,6 +202,12 @@ def _lines(curves: pd.DataFrame, column: str, key: str, *, quartiles: bool = Fal
             for name, rows in owner.groupby(owner, sort=True).indices.items()
             for group in [values[rows][:, keep]]
         }
+
+
+def _after(start: float, line: Line) -> Line:
+    """A line without the first part of its epochs."""
+    first = int(start * len(line.at))
+    return Line(line.at[first:], line.mean[first:], line.low[first:], line.high[first:])
 
 
 def _panel(
@@ -232,14 +256,23 @@ def _name(axes: Axes, lines: Lines, named: Named, width: int) -> None:
         )  # fmt: skip
 
 
-def _legend(axes: Axes, where: Literal["upper left", "lower left"], width: int) -> None:
+def _key(labels: Sequence[str], most: int, room: float) -> tuple[int, int]:
+    """The columns and rows of a legend above a panel that is `room` units wide."""
+    labels = labels[: len(_STYLES)]
+    longest = max((len(shorten(label, most)) for label in labels), default=0)
+    columns = max(1, min(len(labels), int(room / (6.8 * longest + 38))))
+    return columns, max(1, math.ceil(len(labels) / columns))
+
+
+def _legend(axes: Axes, columns: int, width: int) -> None:
+    """What the lines are, above the panel, where no line runs."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        legend = axes.legend(
-            handles, [shorten(label, width) for label in labels], loc=where, frameon=False, fontsize=11,
-            handlelength=1.8, borderaxespad=0.2, labelspacing=0.3,
+        axes.legend(
+            handles, [shorten(label, width) for label in labels], loc="lower left", ncols=columns,
+            bbox_to_anchor=(0, 1), frameon=False, fontsize=11, handlelength=1.8, borderaxespad=0.0, borderpad=0.2,
+            labelspacing=0.3, columnspacing=1.2,
         )  # fmt: skip
-        legend.set_zorder(5)
 
 
 def _window(lines: Iterable[Line], start: float = 0.2) -> tuple[float, float]:
@@ -255,8 +288,3 @@ def _window(lines: Iterable[Line], start: float = 0.2) -> tuple[float, float]:
         low, high = float(values.min()), float(values.max())
     pad = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
     return low - pad, high + pad
-
-
-def _rises(lines: Lines) -> bool:
-    ends = [line.mean[-1] - line.mean[0] for line in lines.values() if len(line.mean)]
-    return float(np.nansum(ends)) >= 0

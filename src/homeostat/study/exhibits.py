@@ -7,7 +7,8 @@ Nothing is estimated here and nothing is random.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,23 @@ from homeostat.study.analysis import Analysis
 from homeostat.study.factors import Factor, Level, level_text
 from homeostat.study.figures import Interval, Point, cost, forest, matrix, strip
 from homeostat.study.svg import Picture, shorten
-from homeostat.study.wording import Unit, counted, metric_words
+from homeostat.study.wording import Unit, counted, metric_words, setting
 
 # How a verdict is drawn: a triangle up or down, a hollow circle, or nothing.
 LOOKS = {"helps": "up", "strengthens": "up", "hurts": "down", "weakens": "down", "not estimable": "none"}
+# Two techniques that hurt each "weaken" the other where together they are even worse: say what a reader takes from it.
+_SAYS = {"strengthens": "better together", "weakens": "worse together"}
 _MOST_INTERACTIONS = 24  # in the forest plot; the table has them all
 _MOST_CELLS = 20  # rows of the interaction matrix
 _MOST_NAMED = 8  # learning curves with a name
 _OFF = ("none", "keep", "off", "no", "")
+# The parts of a treatment beside its learning curve.
+_MARKED = {"base": "◇ base", "base, best": "◇ base", "recommended": "★ recommended"}
+_MARKED |= {
+    "base, recommended": "★ ◇ base",
+    "base, recommended, best": "★ ◇ base",
+    "recommended, best": "★ recommended",
+}
 _UNKNOWN = Interval("", math.nan, math.nan, math.nan, "none", "", "")
 
 
@@ -42,9 +52,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Treatment:
-    """One row of the table of treatments; `name` says what differs from the base, `roles` is as in `roles`."""
+    """One row of the table of treatments; `name` says what differs from the base, `roles` is as in `roles`.
 
-    number: int
+    `number` is "–" for a recommendation that was not run.
+    """
+
+    number: str
     name: str
     roles: tuple[str, ...]
     levels: tuple[Cell, ...]
@@ -116,6 +129,22 @@ def counts(analysis: Analysis) -> list[str]:
     return [planned, ", ".join(states), judged, f"{percent(analysis.confidence)} intervals"]
 
 
+def verdict(said: str) -> str:
+    """A verdict as people read it: of interactions "better together" or "worse together" (than the sum of both).
+
+    Example:
+        >>> verdict("perhaps weakens"), verdict("helps")
+        ('perhaps worse together', 'helps')
+    """
+    doubt, perhaps, word = said.rpartition("perhaps ")
+    return doubt + perhaps + _SAYS.get(word, word)
+
+
+def brief_label(row: Any) -> str:
+    """An effect by the levels alone: "norm=batch", "dropout=0.2 × norm=batch"."""
+    return " × ".join(setting(name, level) for name, (_, level) in zip(row.factors, row.levels, strict=True))
+
+
 def records(table: pd.DataFrame) -> Iterator[Any]:
     """The rows of a table, with its columns as attributes."""
     yield from table.itertuples()
@@ -173,7 +202,7 @@ def ranked(analysis: Analysis) -> list[int]:
 
 def treatment_rows(analysis: Analysis) -> list[Treatment]:
     """The table of treatments, best first."""
-    parts, span, rows = roles(analysis), _span(analysis.treatments, analysis.response), []
+    parts, span, rows = roles(analysis), _span(analysis.treatments, analysis.response), _not_run(analysis)
     for number in ranked(analysis):
         row: Any = analysis.treatments.loc[number]
         figures = []
@@ -184,8 +213,9 @@ def treatment_rows(analysis: Analysis) -> list[Treatment]:
             figures.append(Cell(unit.value(mean).removesuffix(" %"), unit.range(low, high), plot))
         levels = tuple(_level_cell(factor, row[factor.name]) for factor in analysis.design.factors)
         counts = tuple(str(int(row[name])) for name in ("n", "diverged", "failed"))
-        name, seconds = shorten(what_is_on(analysis, number), 80), duration(row["seconds"])
-        rows.append(Treatment(number, name, parts.get(number, ()), levels, tuple(figures), counts, seconds))
+        name = shorten(what_is_on(analysis, analysis.design.config(number)), 80)
+        seconds = duration(row["seconds"])
+        rows.append(Treatment(str(number), name, parts.get(number, ()), levels, tuple(figures), counts, seconds))
     return rows
 
 
@@ -195,9 +225,9 @@ def measured(analysis: Analysis, treatment: int, metric: str) -> tuple[float, fl
     return float(row[metric]), float(row[f"{metric}_low"]), float(row[f"{metric}_high"])
 
 
-def what_is_on(analysis: Analysis, treatment: int) -> str:
+def what_is_on(analysis: Analysis, config: Mapping[str, Level]) -> str:
     """A treatment by what differs from the base: "norm + dropout", "batch + lr 0.01", or "base"."""
-    config, on = analysis.design.config(treatment), []
+    on = []
     for factor in analysis.design.factors:
         level = config[factor.name]
         if level != factor.base:
@@ -224,8 +254,8 @@ def forest_rows(analysis: Analysis) -> list[Interval]:
     for row in records(pd.concat([main, both])):
         text = change_text(unit, row.estimate, row.low, row.high) if row.estimable else ""
         group = "Main effects" if row.kind == "main" else "Interactions"
-        look = LOOKS.get(row.verdict, "flat")
-        rows.append(Interval(row.label, row.estimate, row.low, row.high, look, row.verdict, text, group))
+        look, numbers = LOOKS.get(row.verdict, "flat"), (row.estimate, row.low, row.high)
+        rows.append(Interval(row.label, *numbers, look, verdict(row.verdict), text, group, brief_label(row)))
     return rows
 
 
@@ -272,7 +302,8 @@ def matrix_figure(analysis: Analysis) -> Picture | None:
 
 def curve_figures(analysis: Analysis, curves: pd.DataFrame) -> tuple[Picture | None, Picture | None]:
     """The learning curves of the treatments, and those by factor; None where there is nothing to draw."""
-    columns = learning.quantities(curves, analysis.response) if len(curves) else ()
+    courses = len(curves) and int(curves.groupby("trial")["epoch"].nunique().max()) > 1  # a single epoch is no course
+    columns = learning.quantities(curves, analysis.response) if courses else ()
     if not columns:
         return None, None
     units = {column: analysis.units.get(column, Unit(column)) for column in columns}
@@ -280,7 +311,8 @@ def curve_figures(analysis: Analysis, curves: pd.DataFrame) -> tuple[Picture | N
     titles = {column: _capital(unit.label) for column, unit in units.items()}
     named = _named_lines(analysis)
     alt = f"Learning curves of {counted(len(analysis.treatments), 'treatment')}: {', '.join(titles.values())} by epoch."
-    lines = learning.overview(curves, titles, named, tick, alt)
+    brief = {key: re.sub(r"(#\d+) .*", r"\1", label) for key, (label, _) in named.items()}
+    lines = learning.overview(curves, titles, named, tick, alt, brief)
     levels: dict[str, dict[Hashable, str]] = {
         factor.name: _by_level(factor, analysis.design.treatments[factor.name]) for factor in analysis.design.factors
     }
@@ -338,15 +370,29 @@ def _named_roles(analysis: Analysis) -> dict[Hashable, tuple[str, int]]:
 def _named_lines(analysis: Analysis) -> dict[Hashable, tuple[str, int]]:
     """The learning curves that get a name: all of them if they are few, else those with a part to play."""
     if len(analysis.treatments) > _MOST_NAMED:
-        return _named_roles(analysis)
+        return {number: (_MARKED.get(role, role), style) for number, (role, style) in _named_roles(analysis).items()}
     parts, names = roles(analysis), {}
     for treatment in map(int, analysis.treatments.index):
         part = parts.get(treatment, ())
         place = 0 if "base" in part else 1 if "recommended" in part else 2
-        star = "★ " if "recommended" in part else ""
-        names[treatment] = (place, f"{star}#{treatment} {what_is_on(analysis, treatment)}")
+        marks = "★ " * ("recommended" in part) + "◇ " * ("base" in part)
+        what = what_is_on(analysis, analysis.design.config(treatment))
+        names[treatment] = (place, f"{marks}#{treatment} {what}")
     order = sorted(names, key=lambda treatment: (names[treatment][0], treatment))
     return {treatment: (names[treatment][1], style) for style, treatment in enumerate(order)}
+
+
+def _not_run(analysis: Analysis) -> list[Treatment]:
+    """The row of a recommendation that the design does not run, with the change that the model predicts."""
+    advice, unit = analysis.recommendation, analysis.unit
+    if advice.treatment is not None or not advice.kept or analysis.finished == analysis.diverged:
+        return []
+    gain = change_parts(unit, advice.gain.estimate, advice.gain.low, advice.gain.high)[0]
+    said = Cell("not run", f"base {gain}" if not math.isnan(advice.gain.estimate) else "")
+    figures = tuple(said if metric == analysis.response else Cell("–") for metric in shown_metrics(analysis))
+    levels = tuple(_level_cell(factor, advice.config[factor.name]) for factor in analysis.design.factors)
+    name = shorten(what_is_on(analysis, advice.config), 80)
+    return [Treatment("–", name, ("recommended",), levels, figures, ("0", "0", "0"), "–")]
 
 
 def _level_cell(factor: Factor, level: Level) -> Cell:

@@ -43,7 +43,10 @@ Number = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Interval:
-    """One row of a forest plot. `look` is "up", "down", "flat" or "none" (nothing could be estimated)."""
+    """One row of a forest plot. `look` is "up", "down", "flat" or "none" (nothing could be estimated).
+
+    `brief` is the label where there is little room, if there is a shorter one.
+    """
 
     label: str
     estimate: float
@@ -53,6 +56,7 @@ class Interval:
     verdict: str
     text: str
     group: str = ""
+    brief: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def forest(rows: Sequence[Interval], *, axis: str, better: str, margin: float, t
 
     def draw(wide: bool) -> str:
         longest = max((len(shorten(row.label, _LABEL)) for row in rows), default=0)
-        width, line, left, right = (WIDE, 27.0, 7.4 * longest + 30, 310.0) if wide else (NARROW, 44.0, 6.0, 6.0)
+        width, line, left, right = (WIDE, 27.0, 7.4 * longest + 30, 340.0) if wide else (NARROW, 44.0, 6.0, 6.0)
         lines, bottom = _places(rows, line)
         height = bottom + 46.0
         with drawing():
@@ -103,7 +107,7 @@ def forest(rows: Sequence[Interval], *, axis: str, better: str, margin: float, t
                 elif wide:
                     _wide_row(axes, row, at, left)
                 else:
-                    _zero(axes, margin, at + 9, at - 13)
+                    _zero(axes, margin, at + 9, at - 9)  # below the row of text
                     _narrow_row(axes, row, at)
             direction = {"right": " · better →", "left": " · ← better"}.get(better, "")
             axes.set_xlabel(shorten(axis, 80 if wide else 40) + direction, fontsize=11.5, labelpad=5)
@@ -157,7 +161,8 @@ def _wide_row(axes: Axes, row: Interval, y: float, left: float) -> None:
 def _narrow_row(axes: Axes, row: Interval, y: float) -> None:
     """Label and numbers above the mark."""
     room = 46 - len(row.text)
-    _words(axes, 0, -4, y - 19, shorten(row.label, room), fontsize=12.5, color=INK)
+    label = row.label if len(row.label) <= room else row.brief or row.label
+    _words(axes, 0, -4, y - 19, shorten(label, room), fontsize=12.5, color=INK)
     _words(axes, 1, 4, y - 19, row.text, fontsize=12, color=SOFT, ha="right")
     _mark(axes, row, y - 2)
 
@@ -182,12 +187,12 @@ def _words(axes: Axes, side: float, dx: float, y: float, text: str, **style: Any
 def matrix(
     labels: Sequence[str], values: pd.DataFrame, marked: pd.DataFrame, *, number: Number, better: float, alt: str
 ) -> Picture:
-    """A symmetric heat map with its numbers; a pale cell is an interaction that does not exist or was not estimable.
+    """A symmetric heat map with its numbers: what is marked in full color, the rest pale, what is not known blank.
 
     Args:
         labels: of rows and columns, at least one.
         values: labels × labels, NaN where there is nothing to show.
-        marked: labels × labels of bool; these numbers are in bold.
+        marked: labels × labels of bool; these are in bold and in color, however small they are.
         number: formats a cell.
         better: +1 where positive numbers are good news (blue), -1 where they are bad.
         alt: the figure in a sentence.
@@ -251,10 +256,11 @@ def _label(axes: Axes, grid: _Grid, i: int, name: str) -> None:
 
 
 def _tile(axes: Axes, grid: _Grid, place: tuple[int, int], share: float, text: str, bold: bool) -> None:
-    """One cell; `share` in [-1, 1] chooses its color, NaN leaves it pale."""
+    """One cell; `share` of the largest value, in [-1, 1], chooses its color, NaN leaves it blank."""
     (i, j), gap = place, 1.5
     known = math.isfinite(share)
-    color, alpha = (to_hex(_DIVERGING(0.5 + 0.5 * share)), None) if known else (FAINT, 0.3)
+    shade = math.copysign(0.4 + 0.6 * abs(share), share) if bold else 0.2 * share
+    color, alpha = (to_hex(_DIVERGING(0.5 + 0.5 * shade)), None) if known else (FAINT, 0.3)
     corner, sides = (j + gap / grid.cell, i + gap / grid.tall), (1 - 2 * gap / grid.cell, 1 - 2 * gap / grid.tall)
     axes.add_patch(Rectangle(corner, *sides, color=color, alpha=alpha, lw=0))
     if known and grid.cell >= _LEGIBLE:

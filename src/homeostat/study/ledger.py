@@ -93,7 +93,7 @@ class Ledger:
     """The ledger of one study directory. Use `create_or_open` to run a study and `open` to work on or look at one."""
 
     def __init__(self, directory: Path, storage: Storage) -> None:
-        self.directory = directory
+        self.directory = directory.absolute()  # an objective may change the current folder
         self._storage = storage
 
     @classmethod

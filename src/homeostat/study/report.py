@@ -12,7 +12,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from homeostat.study import exhibits
 from homeostat.study.analysis import Analysis
 from homeostat.study.export import write_text
 from homeostat.study.factors import Factor, level_text
+from homeostat.study.remarks import remarks
 from homeostat.study.svg import clean, shorten
 from homeostat.study.wording import Unit, metric_words, settings
 
@@ -56,7 +57,7 @@ def render(analysis: Analysis, curves: pd.DataFrame, info: Mapping[str, Any]) ->
     """The page of `write_report` as text."""
     style = _resource("report.css")
     headline, stop, rest = analysis.summary.partition(". ")
-    run = list(_run(info))
+    run, warnings = list(_run(info)), remarks(analysis)
     lines, factors = exhibits.curve_figures(analysis, curves)
     page = {
         "style": style,
@@ -67,8 +68,8 @@ def render(analysis: Analysis, curves: pd.DataFrame, info: Mapping[str, Any]) ->
         "lede": rest,
         "counts": [*exhibits.counts(analysis), *(f"{name} {text}" for name, text in run)],
         "key": _key_figures(analysis),
-        "warnings": analysis.warnings,
-        "warnings_shown": len(analysis.warnings) if len(analysis.warnings) <= _ALL_WARNINGS else _FIRST_WARNINGS,
+        "warnings": warnings,
+        "warnings_shown": len(warnings) if len(warnings) <= _ALL_WARNINGS else _FIRST_WARNINGS,
         "analysis": analysis,
         "confidence": exhibits.percent(analysis.confidence),
         "margin": analysis.unit.amount(analysis.margin, math.nan, math.nan) if analysis.margin > 0 else "",
@@ -142,7 +143,11 @@ def _treatments(analysis: Analysis) -> dict[str, Any]:
     return {
         "factors": [_factor_head(factor) for factor in analysis.design.factors],
         "figures": [
-            (*exhibits.column_head(metric, analysis.units[metric].points), metric == analysis.response)
+            (
+                *exhibits.column_head(metric, analysis.units[metric].points),
+                metric == analysis.response,
+                metric.startswith("train_") and metric != analysis.response,
+            )
             for metric in metrics
         ],
         "first": [row for row, show in zip(rows, shown, strict=True) if show],
@@ -163,7 +168,9 @@ def _effects(analysis: Analysis) -> dict[str, Any]:
         estimate, interval = exhibits.change_parts(unit, row.estimate, row.low, row.high)
         cells = {"estimate": estimate, "interval": interval, "p": _probability(row.p), "holm": _probability(row.p_holm)}
         words = {"label": shorten(row.label, _LONG), "aliases": shorten(row.aliases, 2 * _LONG), "kind": row.kind}
-        rows.append(cells | words | {"verdict": row.verdict, "look": exhibits.LOOKS.get(row.verdict, "flat")})
+        rows.append(
+            cells | words | {"verdict": exhibits.verdict(row.verdict), "look": exhibits.LOOKS.get(row.verdict, "flat")}
+        )
     return {
         "figure": exhibits.forest_figure(analysis),
         "rows": rows,
@@ -182,7 +189,9 @@ def _everything(analysis: Analysis) -> tuple[str, str] | None:
 
 def _design(analysis: Analysis) -> dict[str, Any]:
     design = analysis.design
-    facts = [("Treatments", design.describe()), ("Generators", "; ".join(design.generators))]
+    facts = [("Treatments", design.describe().split("\n")[0])]
+    if design.kind == "fractional":
+        facts += [("Resolution", _resolution(design.resolution or 0)), ("Generators", _generators(design.generators))]
     test = analysis.lack_of_fit
     if not math.isnan(test.p):
         says = "does not fit" if analysis.direct else "fits"
@@ -201,6 +210,23 @@ def _design(analysis: Analysis) -> dict[str, Any]:
     return {"facts": [fact for fact in facts if fact[1]], "aliases": [tuple(row) for row in aliases], "lost": lost}
 
 
+def _resolution(resolution: int) -> str:
+    """What the resolution of a fraction means, in a sentence."""
+    if resolution <= 3:
+        return "III: a main effect is estimated together with interactions of two other factors, and is their sum."
+    if resolution == 4:
+        return "IV: main effects stand apart from interactions of two factors, which are estimated in groups, as sums."
+    return "V or more: main effects and interactions of two factors all stand apart from each other."
+
+
+def _generators(generators: Sequence[str]) -> str:
+    """How the treatments of a fraction were chosen."""
+    if not generators:
+        return ""
+    rules = "; ".join(generators)
+    return f"{rules}. Only those treatments were run where, with every level coded −1 (base) or +1, this holds."
+
+
 def _run(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """When the study ran and how long it took."""
     if info.get("started"):
@@ -216,10 +242,24 @@ def _facts(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         name = prefix + metric_words(str(key))
         if isinstance(value, Mapping):
             yield from _facts(value, f"{name}: ")
+        elif key == "target_unit" and isinstance(value, list | tuple) and len(value) == 2:
+            yield name, f"mean {_fact(value[0])}, deviation {_fact(value[1])}"
         elif isinstance(value, list | tuple | set | frozenset):
-            yield name, ", ".join(str(item) for item in value)
-        elif value is not None:
-            yield name, level_text(value) if isinstance(value, bool) else str(value)
+            yield from [(name, ", ".join(map(_fact, value)))] if value else []
+        elif value is not None and str(value).strip() and not (key == "seed" and _told(mapping, f"seed {value}")):
+            yield name, _fact(value)
+
+
+def _told(mapping: Mapping[str, Any], words: str) -> bool:
+    """Whether another of the facts says so already."""
+    return any(isinstance(value, str) and re.search(rf"\b{re.escape(words)}\b", value) for value in mapping.values())
+
+
+def _fact(value: object) -> str:
+    """One value: a float with at most four digits, or all those before the point."""
+    if not isinstance(value, float):
+        return level_text(value) if isinstance(value, bool) else str(value)
+    return f"{value:.4g}" if not 1e4 <= abs(value) < 1e9 else f"{value:.0f}"
 
 
 def _probability(p: float) -> str:

@@ -15,12 +15,14 @@ from rich.text import Text
 from homeostat.study import exhibits
 from homeostat.study.analysis import Analysis
 from homeostat.study.figures import Interval
+from homeostat.study.remarks import remarks
 from homeostat.study.svg import clean, shorten
 from homeostat.study.wording import counted
 
 _MOST_INTERACTIONS = 6  # with those that have a verdict, and those in any case
 _MOST_TREATMENTS = 5  # beside base and recommended
 _MOST_WARNINGS = 6
+_LEAST_PLOT = 12  # characters; in fewer nothing can be seen
 _STYLES = {"up": "bold cyan", "down": "bold yellow", "flat": "", "none": "dim"}
 _MARKS = {"up": "▲", "down": "▼", "flat": "○"}
 # For terminals whose encoding lacks these characters.
@@ -39,19 +41,24 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     show = _Printer(console)
     show.text(analysis.summary, "bold")
     show.text(" · ".join(exhibits.counts(analysis)), "dim")
-    for warning in analysis.warnings[:_MOST_WARNINGS]:
-        show.item("!", warning, "yellow")
-    if len(analysis.warnings) > _MOST_WARNINGS:
-        more = counted(len(analysis.warnings) - _MOST_WARNINGS, "more remark")
+    told = remarks(analysis)
+    for remark in told[:_MOST_WARNINGS]:
+        show.item("!", remark, "yellow")
+    if len(told) > _MOST_WARNINGS:
+        more = counted(len(told) - _MOST_WARNINGS, "more remark")
         show.item("!", f"{more} in the report.", "yellow")
     rows = exhibits.forest_rows(analysis)
     if any(row.look != "none" for row in rows):
         unit = f"points of {analysis.unit.name}" if analysis.unit.points else analysis.unit.name
         show.heading(f"What each technique does ({unit})")
-        show.table(_effects(analysis, rows, show))
+        kept = _kept(rows)
+        show.table(_effects(kept, show))
+        show.more(len(analysis.effects) - len(kept))
     if analysis.finished > analysis.diverged:
         show.heading(f"Treatments, best first by {analysis.unit.name} (★ recommended, ◇ base)")
-        show.table(_treatments(analysis, show))
+        table = _treatments(analysis, show)
+        show.table(table)
+        show.more(len(exhibits.treatment_rows(analysis)) - table.row_count)
     if analysis.recommendation.reasons:
         show.heading("Recommendation")
         for reason in analysis.recommendation.reasons:
@@ -94,26 +101,38 @@ class _Printer:
     def table(self, table: Table) -> None:
         self.console.print(table)
 
+    def more(self, count: int) -> None:
+        """Say that a list goes on."""
+        if count > 0:
+            self.text(f"… {count:,} more in the report", "dim")
 
-def _effects(analysis: Analysis, rows: list[Interval], show: _Printer) -> Table:
-    """A forest plot of characters: label, numbers, interval, verdict."""
+
+def _kept(rows: list[Interval]) -> list[Interval]:
+    """The effects that are printed: every main effect, every clear interaction, and of the others the largest."""
     told = [row for row in rows if row.group == "Main effects" or row.look in {"up", "down"}]
     mute = [row for row in rows if row not in told][
         : max(0, _MOST_INTERACTIONS - sum(row.group != "Main effects" for row in told))
     ]
-    kept = [row for row in rows if row in told or row in mute]
+    return [row for row in rows if row in told or row in mute]
+
+
+def _effects(kept: list[Interval], show: _Printer) -> Table:
+    """A forest plot of characters: label, numbers, interval, verdict."""
     width = show.console.width
-    labels = max(len(row.label) for row in kept)
-    label = min(labels, max(18, width // 3))
-    plot = min(40, width - label - max(len(row.text) for row in kept) - max(len(row.verdict) for row in kept) - 8)
-    table = Table.grid(padding=(0, 2))
+    most = max(18, 3 * width // 10)
+    labels = [row.label if len(row.label) <= most else min(row.label, row.brief or row.label, key=len) for row in kept]
+    label = min(max(map(len, labels)), most)
+    room = width - label - max(len(row.text) for row in kept) - max(len(row.verdict) for row in kept)
+    gap = 2 if room - 8 >= _LEAST_PLOT else 1
+    plot = min(40, room - 4 * gap)
+    table = Table.grid(padding=(0, gap))
     span = _span(kept)
     for place, row in enumerate(kept):
         if place and row.group != kept[place - 1].group:
             table.add_row()
         style = _STYLES[row.look]
-        cells = [show.cell(shorten(row.label, label)), Text(show.plain(row.text), justify="right")]
-        if plot >= 12:
+        cells = [show.cell(shorten(labels[place], label)), Text(show.plain(row.text), justify="right")]
+        if plot >= _LEAST_PLOT:
             cells.append(
                 Text(_drawn(row, span, plot) if show.unicode else _drawn(row, span, plot).translate(_ASCII), style)
             )

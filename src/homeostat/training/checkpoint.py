@@ -80,7 +80,8 @@ class Checkpoints:
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole, as (tensors, state); None where there is none."""
-        for entry in self._entries():
+        entries = self._entries()
+        for entry in entries:
             path = self.directory / entry["file"]
             try:
                 content = path.read_bytes()
@@ -89,7 +90,8 @@ class Checkpoints:
                 problem = "does not match its sha256"
             except (OSError, SafetensorError) as error:
                 problem = f"cannot be read ({error})"
-            warnings.warn(f"checkpoint {path.name} {problem}; using the one before it.", RuntimeWarning, stacklevel=2)
+            instead = "starting again from the first epoch" if entry is entries[-1] else "using the one before it"
+            warnings.warn(f"checkpoint {path.name} {problem}; {instead}.", RuntimeWarning, stacklevel=2)
         return None
 
     @contextmanager

@@ -6,6 +6,7 @@ a directory for checkpoints and a `report` for the learning curve.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -120,6 +121,8 @@ class Objective:
                 ) from error
 
     def _check_one(self, recipe: Recipe) -> None:
+        if recipe.compile:
+            _check_compiler()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # each trial tells it again, where the report collects it
             model = build_model(self.task, recipe, 0)
@@ -173,6 +176,18 @@ class Objective:
 
 def _said(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={level}" for name, level in config.items()) or "the base recipe"
+
+
+@functools.cache
+def _check_compiler() -> None:
+    """See that torch.compile can compile something at all: it needs a C++ compiler."""
+    try:
+        torch.compile(lambda input: input.sin() + 1)(
+            torch.zeros(4, device="cuda" if torch.cuda.is_available() else "cpu")
+        )
+    except Exception as error:
+        cure = f"({str(error).splitlines()[0][:200]}) Install a C++ compiler such as g++, or leave compile out."
+        raise invalid("Recipe", "compile", "be false where torch.compile does not work", True, cure) from error
 
 
 def _reason(error: Exception) -> str:

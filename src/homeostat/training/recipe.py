@@ -165,7 +165,7 @@ class Recipe(BaseModel):
         if self.learning_rate * self.decay > 1:
             cure = "A step shrinks the weights by that share. Lower one of them; weight_decay=0 switches decay off."
             shown = f"{self.learning_rate:g} * {self.decay:g}"
-            raise HomeostatError(f"Recipe: lr * weight_decay must be at most 1, but got {shown}. {cure}")
+            raise invalid("Recipe", "lr * weight_decay", "be at most 1", shown, cure)
         return self
 
     @property
