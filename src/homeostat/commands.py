@@ -28,7 +28,6 @@ from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 
 _STUDY_KEYS = ("task", "target", "seeds", "design", "resolution", "response", "margin", "recipe", "factors")
-_MOST_TREATMENTS = 32  # a full factorial up to here; more two-level factors are run as a fraction
 
 
 def study(
@@ -194,12 +193,6 @@ def _design(factors: tuple[Factor, ...], request: Mapping[str, Any]) -> Design:
     kind, resolution = request.get("design", "auto"), request.get("resolution")
     if kind not in ("auto", "full", "fractional"):
         raise unknown("study", "design", kind, ("auto", "full", "fractional"))
-    if kind == "auto":
-        treatments = 1
-        for factor in factors:
-            treatments *= len(factor.levels)
-        two_levels = all(len(factor.levels) == 2 for factor in factors)
-        kind = "fractional" if resolution or (two_levels and treatments > _MOST_TREATMENTS) else "full"
     return make_design(factors, seeds, kind=kind, resolution=resolution)
 
 

@@ -84,7 +84,8 @@ def test_nothing_helps() -> None:
     assert advice.gain[:3] == (0.0, 0.0, 0.0)
     assert advice.confirm is None
     assert found.summary == (
-        "Keep the base recipe (norm=none, dropout=0): norm shows no clear effect on validation accuracy; dropout hurts."
+        "Keep the base treatment (norm=none, dropout=0): norm shows no clear effect on "
+        "validation accuracy; dropout hurts."
     )
 
 
@@ -171,7 +172,7 @@ def test_what_keeps_runs_from_diverging_is_kept_without_a_measured_gain() -> Non
     assert found.recommendation.reasons[0] == "norm=batch kept: with none instead, 3 of 3 trials diverged"
     assert np.isnan(found.recommendation.gain.estimate)
     assert found.summary == (
-        "Use norm=batch: the base recipe (norm=none, dropout=0) diverged in 3 of 3 trials; "
+        "Use norm=batch: the base treatment (norm=none, dropout=0) diverged in 3 of 3 trials; "
         "dropout shows no clear effect. 6 of 12 finished trials diverged."
     )
 
@@ -194,7 +195,9 @@ def test_a_fraction_may_recommend_what_it_did_not_run_and_says_so() -> None:
     assert found.recommendation.config == good
     assert found.recommendation.treatment is None
     assert found.recommendation.confirm_method == "model"
-    assert found.summary.startswith("Use a=1, a combination that was not run itself: it raises validation accuracy by ")
+    assert found.summary.startswith(
+        "Use a=1 (predicted: this combination was not run): it raises validation accuracy by "
+    )
 
 
 def test_what_was_not_run_is_not_recommended_near_what_diverged() -> None:
@@ -319,3 +322,27 @@ def test_whatever_happens_there_is_advice_and_a_sentence(seed: int, seeds: int, 
     assert found.finished + found.failed + found.missing == found.planned == len(trials)
     not_estimable = found.effects[~found.effects["estimable"]]
     assert not_estimable[["estimate", "low", "high", "p"]].isna().all(axis=None)
+
+
+def test_a_level_at_which_everything_diverged_is_a_finding() -> None:
+    design = full_factorial({"lr": [1e-3, 1e6], "norm": ["none", "batch"]}, seeds=3)
+    found = study(design, lambda c: 0.9, diverges=lambda c: c["lr"] == 1e6)
+    assert found.recommendation.reasons[0] == "lr=0.001 stays: 1e6 diverged in 6 of 6 trials"
+    assert found.summary == (
+        "Keep the base treatment (lr=0.001, norm=none): lr=1e6 diverged in 6 of 6 trials; "
+        "norm shows no clear effect on validation accuracy."
+    )
+
+
+def test_where_less_is_better_the_reasons_say_so() -> None:
+    design = full_factorial(TWO, seeds=4)
+    reasons = study(design, lambda c: 0.5, metric="valid_loss", goal="minimize").recommendation.reasons
+    assert all("(lower is better)" in reason for reason in reasons)
+    assert not any("lower" in reason for reason in study(design, lambda c: 0.5).recommendation.reasons)
+
+
+def test_a_gain_by_a_model_with_aliased_interactions_says_so() -> None:
+    design = fractional_factorial({name: [0, 1] for name in "abcd"}, seeds=4)
+    found = study(design, lambda c: 0.7 + 0.05 * c["a"])
+    assert found.recommendation.treatment is None
+    assert "interactions that this fraction cannot tell apart from others: confirm it by running" in found.summary

@@ -304,10 +304,13 @@ def test_a_level_that_always_diverged_gets_no_number() -> None:
     assert effect(found, "norm × dropout").verdict == "not estimable"
     left = trials[trials["norm"] == "batch"].groupby("dropout")["valid_score"].mean()
     assert effect(found, "dropout: 0 → 0.5").estimate == pytest.approx(left[0.5] - left[0])
-    assert any(text.startswith("norm=none gave no result: the effects of other factors") for text in found.warnings)
+    assert sum("norm" in text for text in found.warnings) == 1
+    assert found.warnings[0] == (
+        "6 of 12 finished trials diverged and are left out of the estimates: norm=none 6 of 6. "
+        "The effects of other factors are averaged over the other levels."
+    )
     assert found.recommendation.config == {"norm": "batch", "dropout": 0}
     assert np.isnan(found.recommendation.gain.estimate)
-    assert any(text.startswith("Too few trials gave a result to estimate norm") for text in found.warnings)
 
 
 def test_everything_diverged() -> None:
@@ -444,3 +447,38 @@ def test_bad_arguments_are_named() -> None:
         analyze(trials, design, response="valid_score", margin=-0.1)
     with pytest.raises(InvalidValue, match="confidence"):
         analyze(trials, design, response="valid_score", confidence=95)
+
+
+def test_a_response_measured_on_test_data_is_remarked_on() -> None:
+    design = full_factorial(TWO, seeds=3)
+    trials = planted(design, lambda c: 0.0)
+    assert any(
+        text.startswith("Judged on test data") for text in analyze(trials, design, response="test_score").warnings
+    )
+    assert not any("test data" in text for text in analyze(trials, design, response="valid_score").warnings)
+
+
+def test_a_response_that_never_varies_is_said_to_tell_nothing_and_a_loss_is_named_where_there_is_one() -> None:
+    design = full_factorial(THREE, seeds=3)
+    trials = planted(design, lambda c: 0.0, metric="valid_loss")
+    same = trials.assign(valid_accuracy=1.0)
+    found = analyze(same, design, response="valid_accuracy")
+    assert found.warnings == [
+        "Every trial gives 100.0 %: this response cannot tell the techniques apart; "
+        "another one, such as valid_loss, may."
+    ]
+    assert "Every trial gives 100.0 %: this response cannot tell the techniques apart." in (
+        analyze(same.drop(columns=["valid_loss", "test_loss"]), design, response="valid_accuracy").warnings
+    )
+    assert found.recommendation.config == design.base
+    assert all(text.endswith(" stays: every trial gives the same response") for text in found.recommendation.reasons)
+    assert "every trial gives 100.0 %, so validation accuracy tells nothing apart" in found.summary
+
+
+def test_intervals_of_accuracies_stay_within_what_is_possible() -> None:
+    design = full_factorial(TWO, seeds=2)
+    trials = planted(design, lambda c: 0.9, noise=0.04, metric="valid_accuracy")
+    trials["valid_accuracy"] = trials["valid_accuracy"].clip(0, 1)
+    found = analyze(trials.assign(score=trials["valid_accuracy"]), design, response="valid_accuracy").treatments
+    assert found["valid_accuracy_high"].max() == 1.0
+    assert found["score_high"].max() > 1.0

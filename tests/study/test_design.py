@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
-from homeostat.study.design import Design, fractional_factorial, full_factorial, make_design
+from homeostat.study.design import MOST_FULL, Design, fractional_factorial, full_factorial, make_design
 
 # NIST/SEMATECH e-Handbook of Statistical Methods, section 5.3.3.4.7, summary table of fractional factorial designs:
 # (factors, runs) -> the highest resolution.
@@ -251,3 +251,20 @@ def test_treatments_that_do_not_exist_and_data_that_is_no_design_are_refused() -
         Design.from_dict(data | {"treatments": [[0, 7]]})
     with pytest.raises(InvalidValue, match="seeds"):
         Design.from_dict({"factors": data["factors"], "treatments": data["treatments"]})
+
+
+def test_auto_runs_in_full_what_is_small_and_of_the_rest_the_best_fraction() -> None:
+    names = [f"f{place}" for place in range(6)]
+    two = {name: [0, 1] for name in names}
+    assert make_design({name: [0, 1] for name in names[:5]}, 2, "auto").kind == "full"
+    large = make_design(two, 2, "auto")
+    assert (large.kind, len(large.treatments) <= MOST_FULL) == ("fractional", True)
+    assert (large.resolution or 0) >= 5
+    assert make_design({name: [0, 1, 2] for name in names[:4]}, 1, "auto").kind == "full"
+    assert make_design({name: [0, 1] for name in names[:5]}, 1, "auto", 3).kind == "fractional"
+
+
+def test_only_fractions_are_explained() -> None:
+    two = {name: [0, 1] for name in "abcde"}
+    assert "told apart" not in full_factorial(two).describe()
+    assert "the resolution is what that mixes up" in fractional_factorial(two).describe()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeostat.errors import InvalidType, InvalidValue
-from homeostat.study.factors import RESERVED, Factor, as_factors, level_text, parse_factor
+from homeostat.study.factors import RESERVED, Factor, as_factors, level_text, parse_factor, parse_level
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,17 @@ def test_text_that_is_no_factor_is_refused_with_its_text(text: str) -> None:
 @given(st.lists(st.integers() | st.floats(allow_nan=False, allow_infinity=False), min_size=2, unique=True))
 def test_numbers_survive_the_way_through_text(levels: list[float]) -> None:
     assert parse_factor(f"x={','.join(level_text(level) for level in levels)}").levels == tuple(levels)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans())
+def test_a_level_is_read_as_it_was_written(level: float) -> None:
+    found = parse_level(level_text(level))
+    assert (found, type(found)) == (level, type(level))
+
+
+def test_numbers_are_written_as_people_write_them() -> None:
+    levels = (1e6, 1e-5, 1e-4, 150000.0, 123456.0, 2.0, 1e22, -1.5e-7)
+    assert [level_text(x) for x in levels] == ["1e6", "1e-5", "0.0001", "1.5e5", "123456.0", "2.0", "1e22", "-1.5e-7"]
 
 
 def test_a_mapping_and_a_list_of_factors_or_texts_mean_the_same() -> None:

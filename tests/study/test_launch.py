@@ -49,12 +49,15 @@ def test_a_server_that_was_not_needed_ends_with_its_process():
 
 
 def test_a_file_in_the_current_folder_that_is_called_like_a_module_of_pythons_does_not_break_the_server(tmp_path):
+    here, script = tmp_path / "here", tmp_path / "bin" / "command.py"  # as for the homeostat command
+    for folder in (here, script.parent):
+        folder.mkdir()
     for name in ("json", "queue", "random"):
-        (tmp_path / f"{name}.py").write_text("raise SystemError('not this one')")
-    code = STUDY.replace("DIRECTORY", repr(str(tmp_path / "study")))
+        (here / f"{name}.py").write_text("raise SystemError('not this one')")
+    script.write_text(STUDY.replace("DIRECTORY", repr(str(tmp_path / "study"))))
     environment = os.environ | {"OMP_NUM_THREADS": "7"}
-    command = [sys.executable, "-P", "-c", code]  # -P: this process looks for modules as the homeostat command does
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=here)
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 

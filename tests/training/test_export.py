@@ -33,3 +33,11 @@ def test_a_directory_that_cannot_be_written_is_named(image_task, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HomeostatError, match="cannot write to"):
         save_fit(fit(image_task, Recipe(epochs=1)), tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.toml", "metrics.json", "history.csv"])
+def test_a_file_that_cannot_be_written_is_an_error_with_a_cure(image_task, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(HomeostatError, match=r"cannot write to .*another directory"):
+        save_fit(fit(image_task, Recipe(epochs=1)), tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]

@@ -16,6 +16,7 @@ import pandas as pd
 from homeostat.inference import NO_INTERVAL, Interval, holm, p_beyond
 from homeostat.study.effects import EffectModel, Goal, fit, oriented
 from homeostat.study.factors import Level, level_text
+from homeostat.study.outcomes import divergence_by_level
 from homeostat.study.wording import Unit, counted, listed, setting
 
 MOST_PREDICTED = 2**16  # combinations that are looked at; beyond, only those that the design runs
@@ -180,7 +181,10 @@ class _Search:
         if not allowed.any():
             return self.model.design.base
         predicted = np.where(allowed, self.sign * self.model.predicted(positions), -np.inf)
-        return self.model.levels(positions[int(np.argmax(predicted))])
+        rounding = 1e-9 * np.abs(self.model.y).max()
+        as_good = np.flatnonzero(predicted >= predicted.max() - rounding)
+        simplest = as_good[np.argmin((positions[as_good] > 0).sum(axis=1))]  # of those that tie, the nearest to base
+        return self.model.levels(positions[int(simplest)])
 
     @cached_property
     def _candidates(self) -> np.ndarray:
@@ -236,20 +240,37 @@ class _Search:
         if config[name] != factor.base:
             return self._kept_reason(name, config, factor.base)
         now = setting(name, factor.base)
+        gone = self._gone(name)
+        if self.model.constant:
+            return f"{now} stays: {gone.removeprefix('; ') or 'every trial gives the same response'}"
         if name in self.dropped:
             before, interval = self.dropped[name]
             company = [other for other in self.dropped if other != name and self.dropped[other][0] is before]
             alone = f" over {level_text(factor.base)}" if not company else f" together with {listed(company)}"
-            return f"{setting(name, before[name])} dropped: {self._gain(interval)}{alone}, {self._why_not(interval)}"
+            return (
+                f"{setting(name, before[name])} dropped: {self._gain(interval)}{alone}, {self._why_not(interval)}{gone}"
+            )
         others = {level: self.model.difference({**config, name: level}, config) for level in factor.levels[1:]}
         known = {level: found for level, found in others.items() if not np.isnan(found.estimate)}
         if not known and self.model.direct and self.model.design.kind == "fractional":
             return f"{now} stays: the same with another level was not run"
+        if not known and gone:
+            return f"{now} stays: {gone.removeprefix('; ')}"
         if not known:
             return f"{now} stays: too few trials gave a result to judge the other levels"
         best = max(known, key=lambda level: self.sign * known[level].estimate)
         doubt = f", {self._why_not(known[best])}" if self.sign * known[best].estimate > 0 else ""
-        return f"{now} stays: {level_text(best)} would give {self._gain(known[best])}{doubt}"
+        return f"{now} stays: {level_text(best)} would give {self._gain(known[best])}{doubt}{gone}"
+
+    def _gone(self, name: str) -> str:
+        """The levels other than the base at which every finished trial diverged, as a clause; "" without any."""
+        table = divergence_by_level(self.treatments, name)
+        told = [
+            f"{level_text(level)} diverged in {diverged} of {counted(of, 'trial')}"
+            for level, (diverged, of) in table.items()
+            if diverged == of > 0 and level != self.model.design.base[name]
+        ]
+        return "".join(f"; {text}" for text in told)
 
     def _kept_reason(self, name: str, config: Mapping[str, Level], base: Level) -> str:
         now = setting(name, config[name])
@@ -265,11 +286,12 @@ class _Search:
         if self.model.direct and number is None:
             return f"{now} kept: the same without it was not run, and what was run with less is clearly worse"
         if np.isnan(interval.estimate) or not self._usable(simpler):
-            return f"{now} kept: without it, the recipe is too close to treatments that diverged or failed"
+            return f"{now} kept: without it, the treatment is too close to treatments that diverged or failed"
         return f"{now} kept: {self._gain(interval)} over {level_text(base)}"
 
     def _gain(self, interval: Interval) -> str:
-        return self.unit.gain(interval.estimate, interval.low, interval.high)
+        text = self.unit.gain(interval.estimate, interval.low, interval.high)
+        return text if self.sign > 0 else f"{text} (lower is better)"
 
     def _why_not(self, interval: Interval) -> str:
         """Why a gain is not enough, in words that do not contradict the interval beside them."""

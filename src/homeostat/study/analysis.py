@@ -44,7 +44,8 @@ class Analysis:
             "diverged" (finished, but the response is not finite or the metric `diverged` is not 0), "failed"
             (quarantined) or "missing" (pending or running).
         treatments: index treatment; the factors; n (finished), diverged, failed, missing (counts), seconds (mean of
-            the finished); for every metric m: m (mean), m_low, m_high (t-interval over seeds), over the "ok" trials.
+            the finished); for every metric m: m (mean), m_low, m_high (t-interval over seeds; cut to [0, 1] for
+            accuracies, as `units` has them), over the "ok" trials.
         effects: one row per effect, main effects first, in the order of the factors. Columns: label ("norm: none →
             batch", "norm × dropout"), kind ("main" or "interaction"), factors (tuple of names), levels (tuple of
             (base, level), one per factor), estimate, low, high, se (plain HC3, for comparison; the interval is the
@@ -146,7 +147,8 @@ def analyze(
     finished = int(counts.get("ok", 0)) + diverged
     units = {response: Unit(response)} | {metric: unit_of(metric, frame[metric]) for metric in metrics}
     unit = units[response]
-    treatments = treatment_table(frame, design, metrics, confidence)
+    shares = [metric for metric in metrics if units[metric].points]
+    treatments = treatment_table(frame, design, metrics, confidence, shares)
     model = fit(frame, design, response, confidence)
     effects = effect_table(model, goal, margin)
     advice = recommend(model, frame, treatments, unit, goal=goal, margin=margin)
@@ -171,8 +173,8 @@ def analyze(
         direct=model.direct,
         divergence=divergence_table(frame, design),
         recommendation=advice,
-        summary=conclude(treatments, effects, advice, design, units, response=response, goal=goal, direct=model.direct),
-        warnings=concerns(frame, model, effects),
+        summary=conclude(treatments, effects, advice, model, units, response=response, goal=goal),
+        warnings=concerns(frame, model, effects, unit),
         planned=planned,
         finished=finished,
         diverged=diverged,

@@ -13,23 +13,26 @@ from homeostat.inference import FTest, holm
 from homeostat.study.design import Design
 from homeostat.study.effects import EffectModel
 from homeostat.study.outcomes import divergence_table
-from homeostat.study.wording import counted, listed, setting
+from homeostat.study.wording import Unit, counted, listed, setting
 
 MOST_LISTED = 5
 _MORE = "Use --seeds 3 or more before relying on them."
 
 
-def concerns(frame: pd.DataFrame, model: EffectModel, effects: pd.DataFrame) -> list[str]:
+def concerns(frame: pd.DataFrame, model: EffectModel, effects: pd.DataFrame, unit: Unit) -> list[str]:
     """The warnings, most important first.
 
     Args:
         frame: from `outcomes.tidy`.
         model: of the response.
         effects: from `effects.effect_table`.
+        unit: of the response.
     """
-    found = [*_incomplete(frame, model.design), *_failed(frame), *_diverged(frame, model.design)]
+    found = [*_incomplete(frame, model.design), *_failed(frame), *_diverged(frame, model)]
     if len(model.y):
-        found += [*_not_estimable(effects, model), *_spread(model), *_lack_of_fit(model), *_slopes(model)]
+        found += [*_test_data(unit), *_not_estimable(frame, effects, model)]
+        found += _constant(frame, model, unit) or _spread(model)
+        found += [*_lack_of_fit(model), *_slopes(model)]
         found += [*_pooled(effects), *_aliased(model.design)]
     return found + _from_trials(frame, model.design)
 
@@ -58,31 +61,72 @@ def _error(row: pd.Series) -> str:
     return f" ({last[:200]})" if last else ""
 
 
-def _diverged(frame: pd.DataFrame, design: Design) -> list[str]:
+def _diverged(frame: pd.DataFrame, model: EffectModel) -> list[str]:
     finished, gone = frame["outcome"].isin(["ok", "diverged"]).sum(), (frame["outcome"] == "diverged").sum()
     if not gone:
         return []
-    table = divergence_table(frame, design)
+    table = divergence_table(frame, model.design)
     often = table[table["diverged"] * finished > table["of"] * gone]
     where = [f"{setting(row['factor'], row['level'])} {row['diverged']} of {row['of']}" for _, row in often.iterrows()]
     share = f"{gone} of {counted(int(finished), 'finished trial')} diverged and {'is' if gone == 1 else 'are'} left out"
-    return [f"{share} of the estimates: {', '.join(where)}." if where else f"{share} of the estimates."]
+    told = f"{share} of the estimates: {', '.join(where)}." if where else f"{share} of the estimates."
+    others = any(place not in model.live[name] for name, place in _gone(frame, model)) and len(model.design.factors) > 1
+    return [told + (" The effects of other factors are averaged over the other levels." if others else "")]
 
 
-def _not_estimable(effects: pd.DataFrame, model: EffectModel) -> list[str]:
-    labels = [str(label) for label in effects.loc[~effects["estimable"], "label"]]
-    if not labels:
+def _gone(frame: pd.DataFrame, model: EffectModel) -> set[tuple[str, int]]:
+    """The levels at which every finished trial diverged, as (factor, position)."""
+    table, factors = divergence_table(frame, model.design), model.design.factors
+    places = [(factor.name, place) for factor in factors for place in range(len(factor.levels))]
+    rows = zip(places, table["diverged"], table["of"], strict=True)
+    return {place for place, diverged, of in rows if diverged == of > 0}
+
+
+def _test_data(unit: Unit) -> list[str]:
+    if not unit.metric.startswith("test_"):
         return []
-    more = [f"{len(labels) - MOST_LISTED} more"] if len(labels) > MOST_LISTED else []
-    found = [f"Too few trials gave a result to estimate {listed([*labels[:MOST_LISTED], *more])}."]
-    dead = [
-        setting(factor.name, level)
-        for factor in model.design.factors
-        for place, level in enumerate(factor.levels)
-        if place not in model.live[factor.name]
+    return ["Judged on test data: there is no independent confirmation; use the validation metric to choose."]
+
+
+def _constant(frame: pd.DataFrame, model: EffectModel, unit: Unit) -> list[str]:
+    """Whether the response says nothing at all, and which metric may."""
+    if not model.constant:
+        return []
+    who = "Every trial gives" if len(model.y) == model.design.trials else "Every trial with a result gives"
+    losses = [str(name) for name in frame.columns if str(name).endswith("_loss") and name != unit.metric]
+    ok = frame[frame["outcome"] == "ok"]
+    varied = [name for name in losses if pd.api.types.is_numeric_dtype(ok[name]) and ok[name].nunique() > 1]
+    own = unit.metric.split("_")[0] + "_loss"
+    varied = [name for name in varied if name == own] or [name for name in varied if not name.startswith("test_")]
+    cure = f"; another one, such as {varied[0]}, may" if varied else ""
+    return [f"{who} {unit.value(float(model.y[0]))}: this response cannot tell the techniques apart{cure}."]
+
+
+def _not_estimable(frame: pd.DataFrame, effects: pd.DataFrame, model: EffectModel) -> list[str]:
+    """What lacks results; where every trial at a level diverged, that has been said, and is a finding."""
+    if effects["estimable"].all():
+        return []
+    factors = {factor.name: factor for factor in model.design.factors}
+    dead = [(name, place) for name in factors for place in range(len(factors[name].levels))]
+    dead = [(name, place) for name, place in dead if place not in model.live[name]]
+    gone = {(name, factors[name].levels[place]) for name, place in dead}
+    labels = [
+        str(row["label"])
+        for _, row in effects[~effects["estimable"]].iterrows()
+        if not any(
+            (name, end) in gone for name, ends in zip(row["factors"], row["levels"], strict=True) for end in ends
+        )
     ]
-    if dead:
-        found.append(f"{listed(dead)} gave no result: the effects of other factors are averaged over the other levels.")
+    found = []
+    if labels:
+        more = [f"{len(labels) - MOST_LISTED} more"] if len(labels) > MOST_LISTED else []
+        found.append(f"Too few trials gave a result to estimate {listed([*labels[:MOST_LISTED], *more])}.")
+    diverged = _gone(frame, model)
+    silent = [setting(name, factors[name].levels[place]) for name, place in dead if (name, place) not in diverged]
+    if silent:
+        found.append(
+            f"{listed(silent)} gave no result: the effects of other factors are averaged over the other levels."
+        )
     return found
 
 

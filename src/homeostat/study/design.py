@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from homeostat import seeds as streams
-from homeostat.errors import invalid, invalid_type
+from homeostat.errors import InvalidValue, invalid, invalid_type
 from homeostat.study import fraction
 from homeostat.study.factors import Factor, Level, as_factors
 from homeostat.study.wording import counted
@@ -28,6 +28,11 @@ Factors = Mapping[str, Sequence[Level]] | Iterable[Factor | str]
 Effect = tuple[str, ...]  # the names of its factors: one for a main effect, two for an interaction
 
 MOST_TREATMENTS = 100_000
+MOST_FULL = 32  # treatments of a full factorial that "auto" runs in full
+_EXPLAINED = (
+    "A generator is how one factor follows from others in every run; the resolution is what that mixes up: III main "
+    "effects with two-factor interactions, IV such interactions with each other, V neither."
+)
 _ROMAN = {3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII", 9: "IX", 10: "X"}
 
 
@@ -181,10 +186,12 @@ class Design:
         lines = [f"{count} = {counted(self.trials, 'trial')}: {what}."]
         if self.generators:
             lines.append(f"Generators: {'; '.join(self.generators)}.")
+        if self.kind == "fractional":
+            lines.append(_EXPLAINED)
         if self.alias_sets:
             same = "; ".join(_equation(group) for group in self.alias_sets)
             lines.append(f"Cannot be told apart: {same}.")
-        elif len(self.factors) > 1:
+        elif self.kind == "fractional":
             lines.append("Every main effect and two-factor interaction can be told apart from the others.")
         return "\n".join(lines)
 
@@ -245,6 +252,7 @@ def fractional_factorial(
         >>> print(fractional_factorial({name: [0, 1] for name in "abcde"}, seeds=2).describe())
         16 treatments × 2 seeds = 32 trials: 1/2 of the full factorial of a (0, 1), b (0, 1), c (0, 1), d (0, 1), e (0, 1), resolution V.
         Generators: e = −a × b × c × d.
+        A generator is how one factor follows from others in every run; the resolution is what that mixes up: III main effects with two-factor interactions, IV such interactions with each other, V neither.
         Every main effect and two-factor interaction can be told apart from the others.
     """  # noqa: E501 - the doctest shows the line as it is
     known = as_factors(factors)
@@ -260,17 +268,32 @@ def fractional_factorial(
 def make_design(
     factors: Factors,
     seeds: int | Sequence[int] = 5,
-    kind: Literal["full", "fractional"] = "full",
+    kind: Literal["auto", "full", "fractional"] = "full",
     resolution: int | None = None,
 ) -> Design:
     """A full or a fractional factorial by name, as the command line asks for it.
 
+    Args:
+        factors, seeds: see `full_factorial`.
+        kind: "full", "fractional", or "auto": full up to `MOST_FULL` treatments; with more, where every factor has two
+            levels, the fraction of resolution V or the best there is. "auto" with a resolution is fractional.
+        resolution: of a fraction; None: V, see `fractional_factorial`.
     Raises: InvalidValue for another kind, for a resolution of a full factorial, and what the designs refuse.
+    Example:
+        >>> small, large = ({name: [0, 1] for name in names} for names in ("abcde", "abcdef"))
+        >>> make_design(small, kind="auto").kind, make_design(large, kind="auto").kind
+        ('full', 'fractional')
     """
+    if kind == "auto":
+        factors = as_factors(factors)
+        many = math.prod(len(factor.levels) for factor in factors) > MOST_FULL
+        if resolution is None and many and all(len(factor.levels) == 2 for factor in factors):
+            return _best_fraction(factors, seeds)
+        kind = "full" if resolution is None else "fractional"
     if kind == "fractional":
         return fractional_factorial(factors, seeds, resolution=resolution)
     if kind != "full":
-        raise invalid("make_design", "kind", "be 'full' or 'fractional'", kind)
+        raise invalid("make_design", "kind", "be 'auto', 'full' or 'fractional'", kind)
     if resolution is not None:
         raise invalid("make_design", "resolution", "be None for a full factorial", resolution, "Ask for a fraction.")
     return full_factorial(factors, seeds)
@@ -279,6 +302,17 @@ def make_design(
 def effect_name(effect: Effect) -> str:
     """The name of an effect: "norm", or "norm × dropout" for an interaction."""
     return " × ".join(effect)
+
+
+def _best_fraction(factors: tuple[Factor, ...], seeds: int | Sequence[int]) -> Design:
+    """The fraction of resolution V, or of the highest below it that is within reach."""
+    blocks = _as_seeds(seeds)
+    for resolution in (5, 4):
+        try:
+            return fractional_factorial(factors, blocks, resolution=resolution)
+        except InvalidValue:  # the search for so many factors gave up
+            continue
+    return fractional_factorial(factors, blocks, resolution=3)
 
 
 def _check_fraction(factors: tuple[Factor, ...], resolution: int | None, runs: int | None) -> None:

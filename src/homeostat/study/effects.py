@@ -104,6 +104,11 @@ class EffectModel:
         """Whether configurations are compared by their own runs alone, because this model does not fit."""
         return self.lack_of_fit.p < 1 - self.confidence
 
+    @property
+    def constant(self) -> bool:
+        """Whether two or more trials gave results, and all the same one: nothing can be told from it."""
+        return len(self.y) > 1 and bool(np.ptp(self.y) == 0)
+
     def positions(self, config: Mapping[str, Level]) -> np.ndarray:
         """The positions of a configuration's levels, shape (factors,); a factor left out is averaged."""
         return np.array(

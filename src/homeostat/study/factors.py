@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeAlias
 
 import numpy as np
@@ -83,15 +84,22 @@ class Factor:
 
 
 def level_text(level: Level) -> str:
-    """A level as a person writes it: None as "none", True as "true", numbers as Python shows them.
+    """A level as a person writes it: None as "none", True as "true", numbers so that `parse_level` reads the same.
 
     Example:
-        >>> [level_text(level) for level in (None, True, 0, 0.5, 1e-4, "batch")]
-        ['none', 'true', '0', '0.5', '0.0001', 'batch']
+        >>> [level_text(level) for level in (None, True, 0, 0.5, 1e-4, 1e-5, 1e6, "batch")]
+        ['none', 'true', '0', '0.5', '0.0001', '1e-5', '1e6', 'batch']
     """
     if level is None or isinstance(level, bool):
         return str(level).lower()
-    return str(level)
+    if not isinstance(level, float):
+        return str(level)
+    plain = repr(level)
+    if "e" not in plain and abs(level) < 1e5:
+        return plain
+    digits, _, exponent = (plain if "e" in plain else f"{Decimal(plain).normalize():e}").partition("e")
+    short = f"{digits}e{int(exponent)}"
+    return short if "e" in plain or len(short) < len(plain) else plain
 
 
 def parse_factor(text: str) -> Factor:

@@ -5,7 +5,7 @@ Pure functions of the trials; nothing is dropped here without being counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import pandas as pd
 from homeostat.errors import invalid
 from homeostat.inference import mean_interval
 from homeostat.study.design import Design
-from homeostat.study.factors import RESERVED
+from homeostat.study.factors import RESERVED, Level
 
 
 def metric_names(trials: pd.DataFrame, design: Design) -> tuple[str, ...]:
@@ -46,12 +46,18 @@ def tidy(trials: pd.DataFrame, design: Design, response: str, metrics: Sequence[
 
 
 def treatment_table(
-    frame: pd.DataFrame, design: Design, metrics: Sequence[str], confidence: float = 0.95
+    frame: pd.DataFrame,
+    design: Design,
+    metrics: Sequence[str],
+    confidence: float = 0.95,
+    shares: Collection[str] = (),
 ) -> pd.DataFrame:
     """Counts, mean seconds and the mean of every metric with its t-interval over seeds, per treatment.
 
     Args:
         frame: from `tidy`.
+        shares: the metrics whose values are shares, such as accuracies: their intervals are cut to [0, 1], where the
+            mean lies in any case, so that they hold it as often as before.
     Returns: index treatment; the factors; n (finished), diverged, failed, missing, seconds; m, m_low, m_high for every
         metric m, over the trials that are "ok" and whose value is finite.
     """
@@ -71,7 +77,8 @@ def treatment_table(
         )
         for metric in metrics:
             interval = mean_interval(_finite(columns[metric][ok]), confidence)
-            row |= {metric: interval.estimate, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+            low, high = np.clip([interval.low, interval.high], *((0.0, 1.0) if metric in shares else (None, None)))
+            row |= {metric: interval.estimate, f"{metric}_low": low, f"{metric}_high": high}
         rows.append(row)
     return pd.concat([design.treatments, pd.DataFrame(rows, index=design.treatments.index)], axis=1)
 
@@ -97,6 +104,19 @@ def divergence_table(frame: pd.DataFrame, design: Design) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["level"] = pd.Series([row["level"] for row in rows], dtype=object)
     return table
+
+
+def divergence_by_level(treatments: pd.DataFrame, factor: str) -> dict[Level, tuple[int, int]]:
+    """How many of the finished trials diverged at each level of a factor, as (diverged, finished).
+
+    Args:
+        treatments: from `treatment_table`.
+    """
+    found: dict[Level, tuple[int, int]] = {}
+    for level, diverged, finished in zip(treatments[factor], treatments["diverged"], treatments["n"], strict=True):
+        before = found.get(level, (0, 0))
+        found[level] = (before[0] + int(diverged), before[1] + int(finished))
+    return found
 
 
 def _check_rows(frame: pd.DataFrame, design: Design) -> None:

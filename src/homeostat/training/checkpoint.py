@@ -69,8 +69,8 @@ class Checkpoints:
         with self._writable():
             self.directory.mkdir(parents=True, exist_ok=True)
             before = [old for old in self._entries() if old["file"] != entry["file"]][:1]
-            _write(self.directory / entry["file"], content, durable)
-            _write(self.directory / MANIFEST, json.dumps([entry, *before]).encode(), durable)
+            write_whole(self.directory / entry["file"], content, durable)
+            write_whole(self.directory / MANIFEST, json.dumps([entry, *before]).encode(), durable)
             keep = {MANIFEST, entry["file"], *(old["file"] for old in before)}
             for path in self.directory.iterdir():
                 if path.name not in keep and path.name.startswith(("epoch-", ".epoch-", f".{MANIFEST}")):
@@ -122,7 +122,8 @@ def _state(content: bytes) -> dict[str, Any]:
     return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["state"])
 
 
-def _write(path: Path, content: bytes, durable: bool) -> None:
+def write_whole(path: Path, content: bytes, durable: bool) -> None:
+    """Write a file under a temporary name and rename it, forced to the disk first where `durable`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
