@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from homeostat import kernels as kernels
+    from homeostat import nn as nn
     from homeostat.errors import HomeostatError as HomeostatError
     from homeostat.errors import NoEffectWarning as NoEffectWarning
     from homeostat.parts import activation as activation
@@ -55,12 +57,22 @@ _HOMES = {
     "load_task": "homeostat.training.datasets",
     "param_groups_weight_decay": "homeostat.parts.penalty",
 }
-_ROOMS = ("activation", "augment", "dropout", "init", "norm", "penalty", "surgery")
+_ROOMS = {
+    "activation": "homeostat.parts.activation",
+    "augment": "homeostat.parts.augment",
+    "dropout": "homeostat.parts.dropout",
+    "init": "homeostat.parts.init",
+    "kernels": "homeostat.kernels",
+    "nn": "homeostat.nn",
+    "norm": "homeostat.parts.norm",
+    "penalty": "homeostat.parts.penalty",
+    "surgery": "homeostat.parts.surgery",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return import_module(f"homeostat.parts.{name}")
+        return import_module(_ROOMS[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'homeostat' has no attribute {name!r}")

@@ -100,6 +100,7 @@ def kernel(fields: Fields) -> Callable[[Callable[[Any], Callable[[Any], None]]],
     """Decorator: make a `Kernel` of a template.
 
     Example:
+        >>> from numba import carray
         >>> DOUBLE = Fields("x y count")
         >>> @kernel(DOUBLE)
         ... def double(real):

@@ -1,6 +1,6 @@
 """Philox4x32-10 for CPU kernels, written so that LLVM vectorizes it.
 
-Every word is the lower half of a 64-bit number. Garbage above it is harmless until the end, because multiplication reads
+Every word is the lower half of a 64-bit number. Garbage above it is harmless to the end, because multiplication reads
 the lower halves only; so a round costs two multiplications, two shifts and two three-way exclusive ors per vector.
 The rounds are written out: a loop over them does not vectorize.
 Source: Salmon et al. 2011, doi:10.1145/2063384.2063405.
