@@ -144,6 +144,35 @@ def test_only_the_generator_decides(spec):
     assert not torch.equal(augment(x, generator(6)), first)
 
 
+def looked_up(x, table):
+    """The images that uint8 images stand for."""
+    return torch.stack([table[c][x[:, c].long()] for c in range(x.shape[1])], 1)
+
+
+@pytest.mark.parametrize("spec", ["none", "crop", "crop+flip+cutout", "noise", "crop+flip+cutout+noise"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_with_a_table_images_are_looked_up_and_augmented_in_one_pass(spec, channels_last):
+    x, table = images(), torch.randn(3, 256, generator=generator(3))
+    x = x if channels_last else x.contiguous()
+    augment = make_augment(spec, padding=2, padding_mode="constant", fill=(0.1, 0.2, 0.3))
+    y = augment(x, generator(), table)
+    assert torch.equal(y, augment(looked_up(x, table), generator()))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.bfloat16])
+def test_images_of_every_type_move_alike(dtype):
+    x = images()
+    augment = make_augment("crop+flip+cutout", fill=3.0)
+    assert torch.equal(augment(x.to(dtype), generator()).float(), augment(x.float(), generator()))
+
+
+def test_gradients_reach_floating_images():
+    x = images(4, 2, 6, 5, torch.float64).requires_grad_()
+    augment = make_augment("crop+flip+cutout")
+    assert torch.autograd.gradcheck(lambda z: augment(z, generator()), x)
+
+
 def test_specifications_share_their_draws():
     x = images(dtype=torch.float32)
     cropped = make_augment("crop")(x, generator())
@@ -197,3 +226,14 @@ def test_arguments_that_cannot_be_used_are_refused():
         make_augment("cutout", fill=(1.0, 2.0))(images(2, 3, 8, 8), generator())
     with pytest.raises(InvalidType, match="input must be uint8 or floating"):
         make_augment("flip")(images(2).long(), generator())
+
+
+def test_tables_that_cannot_be_used():
+    augment, table = make_augment("crop"), torch.zeros(3, 256)
+    for wrong in (table[:1], table[:, :255], table.to("meta")):
+        with pytest.raises(InvalidValue, match=r"augment: table must have shape \(3, 256\) and be on cpu"):
+            augment(images(2), generator(), wrong)
+    with pytest.raises(InvalidValue, match="table must be None unless the input is uint8 images"):
+        augment(images(2, dtype=torch.float32), generator(), table)
+    with pytest.raises(InvalidType, match="table must be floating"):
+        augment(images(2), generator(), table.long())

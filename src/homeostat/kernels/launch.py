@@ -34,8 +34,8 @@ ELEMENTS_PER_THREAD = 8192
 FASTMATH = {"contract", "nsz", "reassoc"}
 """What the compiler may do with sums and products: nothing that assumes away NaN and infinities."""
 
-REALS = {torch.float32: np.float32, torch.float64: np.float64}
-"""The element types that kernels are compiled for."""
+REALS = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
+"""The element types that kernels are compiled for; uint8 is for augmentation alone."""
 
 
 class Fields:

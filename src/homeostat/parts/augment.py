@@ -1,8 +1,9 @@
 """Augmentation of whole batches: random crop, horizontal flip, cutout and Gaussian noise, drawn per example.
 
-Everything is vectorized over the batch and written once; uint8 images stay uint8 and channels_last stays channels_last.
-Random, but only through the given generator, and in the same way for every specification: an example's crop, flip and
-cutout come from the same draws whichever of them are asked for, so treatments that differ in one part share the others.
+Crop, flip and cutout are one pass over memory (`kernels.augment`), into which uint8 images can take their normalization
+along. Random, but only through the given generator, and in the same way for every specification: an example's crop,
+flip and cutout have the same draws whichever of them are asked for, so treatments that differ in one part share the
+others.
 """
 
 from __future__ import annotations
@@ -15,17 +16,13 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type, unknown
+from homeostat.kernels.augment import PADDING_MODES, augment_batch
 
 AUGMENTATIONS: tuple[str, ...] = ("crop", "flip", "cutout", "noise")
 """The parts of a specification, in the order in which they are applied."""
 
-PADDING_MODES: tuple[str, ...] = ("reflect", "constant")
-"""What a crop finds outside the image: its mirror image, or the fill."""
-
 UINT8_DEVIATION = 64.0
 """The standard deviation that raw pixels are taken to have: a quarter of their range."""
-
-_DRAWS = 5  # crop row and column, flip, cutout row and column
 
 
 @dataclass(frozen=True)
@@ -54,69 +51,45 @@ class Augment:
         if isinstance(self.fill, tuple) and len(shape) == 3 and len(self.fill) != shape[0]:
             raise invalid(where, "fill", f"have one number or one per channel ({shape[0]})", self.fill)
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator, table: Tensor | None = None) -> Tensor:
         """Augment a batch.
 
         Args:
             x: (N, C, H, W), uint8 or floating, or (N, F) for noise alone; not changed.
             generator: the only source of randomness; where it lives on another device than x, the draws are moved.
-        Returns: a tensor of the same shape, dtype, device and memory format.
+            table: floating, (C, 256), on x's device: what each value of uint8 images stands for, channel by channel.
+                The result is the same as of looking the images up first; noise and fill are in the table's unit.
+        Returns: a tensor of the same shape, dtype, device and memory format; with a table, of its dtype and
+            channels_last.
         """
         if not (x.dtype == torch.uint8 or x.is_floating_point()):
             raise invalid_type("augment", "input", "be uint8 or floating", x)
         self.check(x.shape[1:])
-        if not self.names:
+        if table is not None:
+            _check_table(table, x)
+        elif not self.names:
             return x
-        draws = torch.rand(len(x), _DRAWS, generator=generator, device=generator.device).to(x.device)
-        if "crop" in self.names or "flip" in self.names:
-            x = self._crop_and_flip(x, draws)
-        if "cutout" in self.names:
-            x = self._cutout(x, draws)
+        seed = torch.empty(2, dtype=torch.int64, device=generator.device).random_(generator=generator).cpu()
+        if table is not None or self.names != ("noise",):
+            x = self._move(x, seed, table)
         if "noise" in self.names:
             x = self._noise(x, generator)
         return x
 
-    def _crop_and_flip(self, x: Tensor, draws: Tensor) -> Tensor:
-        """One gather: the source row and column of every target pixel, per example."""
+    def _move(self, x: Tensor, seed: Tensor, table: Tensor | None) -> Tensor:
+        """Crop, flip and cutout."""
         height, width = x.shape[2:]
-        crop = "crop" in self.names
-        rows, rows_inside = self._source(height, draws[:, 0] if crop else None, x.device)
-        columns, columns_inside = self._source(width, draws[:, 1] if crop else None, x.device)
-        if "flip" in self.names:
-            flipped = (draws[:, 2] < 0.5)[:, None]
-            columns = torch.where(flipped, columns.flip(1), columns)
-            columns_inside = torch.where(flipped, columns_inside.flip(1), columns_inside)
-        out = _gather(x, rows, columns)
-        if crop and self.padding_mode == "constant":
-            inside = rows_inside[:, None, :, None] & columns_inside[:, None, None, :]
-            out = torch.where(inside, out, self._fill(x))
-        return out
-
-    def _source(self, size: int, draw: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """For each example and target position along one axis: the source position, and whether it is in the image."""
-        target = torch.arange(size, device=device)[None, :]
-        if draw is None:
-            return target, torch.ones_like(target, dtype=torch.bool)
-        padding = min(max(1, size // 8), size - 1) if self.padding is None else self.padding
-        position = target + _below(draw, 2 * padding + 1)[:, None] - padding
-        inside = (position >= 0) & (position < size)
-        if self.padding_mode == "constant":
-            return position.clamp(0, size - 1), inside
-        mirrored = position.abs()
-        return torch.where(mirrored >= size, 2 * (size - 1) - mirrored, mirrored), inside
-
-    def _cutout(self, x: Tensor, draws: Tensor) -> Tensor:
-        _, channels, height, width = x.shape
-        rows, columns = self._covered(height, draws[:, 3], x), self._covered(width, draws[:, 4], x)
-        pixels = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).view(-1, channels)
-        pixels.index_put_((_flat_index(rows, columns, height, width),), self._fill(x).view(-1))
-        return _from_pixels(pixels, x)
-
-    def _covered(self, size: int, draw: Tensor, x: Tensor) -> Tensor:
-        """The covered positions along one axis, per example; what sticks out repeats the border, which is covered."""
-        length = max(1, min(x.shape[2:]) // 4) if self.cutout_size is None else self.cutout_size
-        first = _below(draw, size)[:, None] - length // 2
-        return (first + torch.arange(length, device=x.device)).clamp_(0, size - 1)
+        padding = [0, 0]
+        if "crop" in self.names:
+            default = [min(max(1, size // 8), size - 1) for size in (height, width)]
+            padding = default if self.padding is None else [self.padding] * 2
+        size = 0
+        if "cutout" in self.names:
+            size = max(1, min(height, width) // 4) if self.cutout_size is None else self.cutout_size
+        fill = self._fill(x.shape[1], x.dtype if table is None else table.dtype, x.device)
+        chance = 0.5 if "flip" in self.names else 0.0
+        y = augment_batch(x, seed, table, fill, *padding, self.padding_mode == "reflect", chance, size, 0, None)
+        return y if table is not None else _in_format_of(y, x)
 
     def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if x.ndim == 4:  # drawn in the order of channels_last memory, so that the sum runs through both in one go
@@ -130,8 +103,8 @@ class Augment:
         noisy = torch.add(x, noise, alpha=self.noise_std * UINT8_DEVIATION)
         return noisy.round_().clamp_(0, 255).to(torch.uint8)
 
-    def _fill(self, x: Tensor) -> Tensor:
-        return torch.tensor(self.fill, device=x.device).to(x.dtype).reshape(1, -1, 1, 1)
+    def _fill(self, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.tensor(self.fill, device=device).to(dtype).expand(channels).contiguous()
 
 
 def make_augment(
@@ -198,32 +171,17 @@ def _parse(spec: str) -> tuple[str, ...]:
     return tuple(name for name in AUGMENTATIONS if name in names)
 
 
-def _below(draw: Tensor, count: int) -> Tensor:
-    """Uniform integers in 0..count-1 out of uniform numbers in [0, 1)."""
-    return (draw * count).long().clamp_(max=count - 1)
+def _check_table(table: Tensor, x: Tensor) -> None:
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        raise invalid("augment", "table", "be None unless the input is uint8 images", table)
+    if not table.is_floating_point():
+        raise invalid_type("augment", "table", "be floating", table)
+    if table.shape != (x.shape[1], 256) or table.device != x.device:
+        raise invalid("augment", "table", f"have shape {(x.shape[1], 256)} and be on {x.device}", table)
 
 
-def _gather(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """out[n, c, i, j] = x[n, c, rows[n, i], columns[n, j]], in the memory format of x.
-
-    One index_select over pixels, whose channels lie together, is faster than cutting a window out of each example.
-    """
-    n, channels, height, width = x.shape
-    rows, columns = rows.expand(n, -1), columns.expand(n, -1)
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    return _from_pixels(pixels.index_select(0, _flat_index(rows, columns, height, width)), x)
-
-
-def _flat_index(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
-    """The index among all pixels of the batch of every (rows[n, i], columns[n, j]), flat in the order n, i, j."""
-    first = torch.arange(len(rows), device=rows.device)[:, None, None] * (height * width)
-    return (first + rows[:, :, None] * width + columns[:, None, :]).reshape(-1)
-
-
-def _from_pixels(pixels: Tensor, like: Tensor) -> Tensor:
-    """Rows of channels, pixel by pixel, as images in the shape and memory format of `like`."""
-    n, channels, height, width = like.shape
-    images = pixels.view(n, height, width, channels)
-    if like.stride(1) == 1:  # channels_last
-        return images.permute(0, 3, 1, 2)
-    return images.view(like.shape) if channels == 1 else images.permute(0, 3, 1, 2).contiguous()
+def _in_format_of(images: Tensor, like: Tensor) -> Tensor:
+    """channels_last images in the memory format of `like`."""
+    if like.stride(1) == 1:
+        return images
+    return images.permute(0, 2, 3, 1).view(like.shape) if like.shape[1] == 1 else images.contiguous()

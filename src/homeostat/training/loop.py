@@ -116,6 +116,7 @@ class _Run:
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     largest_norm: float = 0.0
+    table: Tensor | None = None
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -143,10 +144,7 @@ class _Run:
         # Masks, and whatever a user's dataset or model draws, come from torch's global generator.
         with seeds.isolated(self.seed, "epoch", self.epoch):
             for step, (input, target) in enumerate(self.batches("train", self.recipe.batch_size, shuffle=True)):
-                input = self.task.prepare(input)
-                if self.augment is not None:
-                    input = self.augment(input, augmentation)
-                output, loss = self.forward(input, target)
+                output, loss = self.forward(self.prepare(input, augmentation), target)
                 self.update(loss, self.epoch * self.steps + step)
                 losses.append(loss.detach() * len(target))
                 outputs.append(output.detach())
@@ -157,6 +155,16 @@ class _Run:
         """A split's batches on the device: shuffled in this epoch's order, or in the split's own."""
         for input, target in self.sources[split].batches(self.seed, self.epoch, size, shuffle=shuffle):
             yield input.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+
+    def prepare(self, input: Tensor, generator: torch.Generator) -> Tensor:
+        """A raw batch as the network trains on it: prepared and augmented, uint8 images in one pass."""
+        if self.augment is None:
+            return self.task.prepare(input)
+        if input.dtype != torch.uint8 or input.ndim != 4:
+            return self.augment(self.task.prepare(input), generator)
+        if self.table is None:
+            self.table = self.task.prepared_values(input.shape[1], self.device)
+        return self.augment(input, generator, self.table)
 
     def forward(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The network's output and its loss, in the recipe's precision."""

@@ -178,6 +178,11 @@ class Task:
         # a model that writes in place must not reach the stored data through a view of them
         return prepared.clone() if prepared is x and x._is_view() else prepared
 
+    def prepared_values(self, channels: int, device: torch.device) -> Tensor:
+        """What `prepare` makes of the values 0..255 of uint8 images, channel by channel: float32 (channels, 256)."""
+        pixels = torch.arange(256, dtype=torch.uint8, device=device).view(256, 1, 1, 1)
+        return self.prepare(pixels.expand(-1, channels, 1, 1))[:, :, 0, 0].T.contiguous()
+
     def sample(self, count: int) -> Batch:
         """A prepared batch of the first training examples, at most `count` of them."""
         x, y = self.train.head(count)
