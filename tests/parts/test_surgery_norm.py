@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import homeostat as hs
 from homeostat.errors import InvalidValue, NoEffectWarning
 from homeostat.parts.extended import Copy, Extended
 from homeostat.parts.layers import call, tensors_in
@@ -258,7 +259,7 @@ def test_hooks_of_a_replaced_norm_go_with_it_and_can_still_be_removed():
     set_norm_(model, "layer", sample)
     seen.clear()
     model(sample)
-    assert seen == [nn.GroupNorm]
+    assert seen == [hs.nn.GroupNorm]
     handle.remove()
     model(sample)
     assert len(seen) == 1

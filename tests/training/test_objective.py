@@ -63,7 +63,7 @@ def test_what_travels_of_a_large_task_is_small():
         ({"norm": "bach"}, "norm=bach: Recipe: unknown norm"),
         (
             {"norm": "batch", "batch_size": 1},
-            "norm=batch, batch_size=1: .*more than 1 value.*raise batch_size",
+            "norm=batch, batch_size=1: .*more than 1 value.*Raise the batch size",
         ),
         ({"model": "cnn", "norm": "instance", "widths": "4x4x4x4"}, "instance"),
     ],

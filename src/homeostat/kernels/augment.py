@@ -169,6 +169,10 @@ def _implementation(backend: str) -> ModuleType:
         from homeostat.kernels import augment_cpu
 
         return augment_cpu
+    if backend == "triton":
+        from homeostat.kernels import augment_gpu
+
+        return augment_gpu
     from homeostat.kernels import augment_reference
 
     return augment_reference

@@ -30,8 +30,8 @@ class Operator:
         compute: the function; never sees autograd. It must not return an input or a view of one.
         shape: the same signature, on tensors without data: returns empty tensors like the outputs.
         setup: `setup(ctx, inputs, output)` saves what the gradient needs; None if there is no gradient.
-        gradient: `gradient(ctx, *grads)`, one gradient or None per argument. Runs in grad mode when a second
-            derivative may be asked for: then it must use differentiable operations.
+        gradient: `gradient(ctx, *grads)`, one gradient or None per argument; not called where no output has one. Runs
+            in grad mode when a second derivative may be asked for: then it must use differentiable operations.
         batch: the batching rule `batch(info, in_dims, *args)` of torch.library.register_vmap; None loops.
     """
 
@@ -50,10 +50,11 @@ class Operator:
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, shape, lib=_LIBRARY)
-        if gradient is not None:
-            torch.library.register_autograd(qualified, gradient, setup_context=setup, lib=_LIBRARY)
         self.compute = compute
         self.dispatched = getattr(torch.ops.homeostat, name).default
+        if gradient is not None:
+            gradient = _unless_undefined(gradient, len(self.dispatched._schema.arguments))
+            torch.library.register_autograd(qualified, gradient, setup_context=setup, lib=_LIBRARY)
         rule = batch or self._loop
         torch.library.register_vmap(qualified, rule, lib=_LIBRARY)
         self.eager = None if gradient is None else _eager_function(name, compute, setup, gradient)
@@ -80,6 +81,11 @@ class Operator:
         return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * len(results[0])
 
 
+def is_eager(tensor: Tensor) -> bool:
+    """Whether this is eager code on an ordinary tensor, outside torch.func's transforms: it may be read by address."""
+    return _is_eager(tensor) and _functorch.maybe_current_level() is None
+
+
 def _is_eager(tensor: Tensor) -> bool:
     """Whether this is eager code on an ordinary tensor: nothing compiles, traces or intercepts it."""
     return (
@@ -88,6 +94,15 @@ def _is_eager(tensor: Tensor) -> bool:
         and not _len_torch_dispatch_stack()
         and _get_tracing_state() is None
     )
+
+
+def _unless_undefined(gradient: Callable[..., Any], arguments: int) -> Callable[..., Any]:
+    """The gradient formula, for outputs at least one of which has a gradient."""
+
+    def formula(ctx: Any, *grads: Tensor | None) -> Any:
+        return gradient(ctx, *grads) if any(grad is not None for grad in grads) else (None,) * arguments
+
+    return formula
 
 
 def _eager_function(name: str, compute: Any, setup: Any, gradient: Any) -> Any:

@@ -46,7 +46,7 @@ def words(seed: Tensor, examples: int, positions: int, example: int = 0, positio
     first = example // 4
     n = torch.arange(first, -(-(example + examples) // 4))[:, None]
     four = philox(e & LOW, e >> 32, n, stream & LOW, key & LOW, key >> 32 & LOW)
-    blocks = torch.stack([word.expand(len(n), positions) for word in four], 1).reshape(-1, positions)
+    blocks = torch.stack([word.expand(len(n), positions) for word in four], 1).flatten(0, 1)
     return blocks[example - 4 * first :][:examples]
 
 

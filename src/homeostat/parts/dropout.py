@@ -1,8 +1,8 @@
 """Dropout by probability: a module, and the probability of all dropout modules that a model already has.
 
 In training a unit is set to zero with probability p and the others are divided by 1 - p (the inverted form), so that
-evaluation needs no factor. The layers are torch's; putting them into a model is the work of `surgery`.
-Random in training: torch's own modules draw from torch's global generator.
+evaluation needs no factor. The layers are those of `homeostat.nn`; putting them into a model is the work of `surgery`.
+Random in training: a seed per call from torch's global generator decides the mask.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from homeostat import nn as fast
 from homeostat.errors import invalid
 
 
-def make_dropout(p: float) -> nn.Dropout:
+def make_dropout(p: float) -> fast.Dropout:
     """A new dropout layer that zeroes single units.
 
     Args:
@@ -22,7 +23,7 @@ def make_dropout(p: float) -> nn.Dropout:
     Source: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html, where p is that of keeping.
     """
     check_probability("make_dropout", p)
-    return nn.Dropout(p)
+    return fast.Dropout(p)
 
 
 def set_p_(model: nn.Module, p: float) -> list[str]:

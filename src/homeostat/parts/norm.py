@@ -3,8 +3,8 @@
 Means and variances are taken over: the batch and all positions (batch); all channels and positions of one example
 (layer); a group of channels and all positions (group); one channel's positions (instance). `rms` divides each
 position's channels by their root mean square and subtracts nothing. Every kind has a scale per channel, starting at 1;
-all but `rms` have a shift, starting at 0. The layers are torch's own; the ones defined here only teach them where the
-channels are. Not random.
+all but `rms` have a shift, starting at 0. The layers are those of `homeostat.nn`, which are torch's with an activation
+and a residual on top; the ones defined here only teach them where the channels are. Not random.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from homeostat import nn as fast
 from homeostat.errors import invalid, unknown
 
 NORMS: tuple[str, ...] = ("batch", "layer", "group", "instance", "rms", "none")
@@ -31,36 +31,40 @@ RMS_EPS = 1e-5
 
 _KIND_IN_NAME = re.compile("(batch|layer|group|instance|rms)norm", re.IGNORECASE)
 
-_BATCH: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_INSTANCE: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_BATCH: dict[int, type[nn.Module]] = {1: fast.BatchNorm1d, 2: fast.BatchNorm2d, 3: fast.BatchNorm3d}
+_INSTANCE: dict[int, type[nn.Module]] = {1: fast.InstanceNorm1d, 2: fast.InstanceNorm2d, 3: fast.InstanceNorm3d}
 
 
-class LastAxisBatchNorm(nn.BatchNorm1d):
+class LastAxisBatchNorm(fast.BatchNorm1d):
     """Batch normalization of (N, ..., C): every leading dimension counts as batch. For (N, C) it is BatchNorm1d."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize each of the last axis' C features over all the others; the shape stays."""
-        return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
+        return super().forward(_rows(input), None if residual is None else _rows(residual)).reshape(input.shape)
 
 
-class LastAxisGroupNorm(nn.GroupNorm):
+class LastAxisGroupNorm(fast.GroupNorm):
     """Group normalization of (N, ..., C): each position's C features in groups. For (N, C) it is GroupNorm."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize each group of the last axis' features, position by position; the shape stays."""
-        return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
+        return super().forward(_rows(input), None if residual is None else _rows(residual)).reshape(input.shape)
 
 
-class ChannelRMSNorm(nn.RMSNorm):
+class ChannelRMSNorm(fast.RMSNorm):
     """RMS normalization of (N, C, *spatial) over C at every position; cheapest for channels_last memory."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Divide by the root mean square over the channels and scale; the shape stays."""
-        channels_last = input.movedim(1, -1)
-        return F.rms_norm(channels_last, list(self.normalized_shape), self.weight, self.eps).movedim(-1, 1)
+        added = None if residual is None else residual.movedim(1, -1)
+        return super().forward(input.movedim(1, -1), added).movedim(-1, 1)
 
 
-def make_norm(kind: str, channels: int, dims: int) -> nn.Module:
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def make_norm(kind: str, channels: int, dims: int, activation: str | None = None) -> nn.Module:
     """A new normalization layer for outputs with `channels` channels and `dims` spatial dimensions.
 
     | kind | dims = 0: (N, ..., C), channels last | dims = 1, 2, 3: (N, C, *spatial) |
@@ -78,8 +82,11 @@ def make_norm(kind: str, channels: int, dims: int) -> nn.Module:
         kind: batch, layer, group, instance, rms or none.
         channels: C, at least 1.
         dims: 0 for the output of a Linear, 1, 2 or 3 for that of a convolution.
-    Raises: InvalidValue for an unknown kind, channels < 1, dims outside 0..3, and where the kind cannot work: instance
-        without spatial dimensions, or layer, group and rms on a single feature, whose result would not depend on it.
+        activation: the name of a function to apply to the result, in the same pass where it is piecewise linear; not
+            for none.
+    Raises: InvalidValue for an unknown kind or activation, channels < 1, dims outside 0..3, and where the kind cannot
+        work: instance without spatial dimensions, or layer, group and rms on a single feature, whose result would not
+        depend on it.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167; Ba et al. 2016, arXiv:1607.06450; Wu & He 2018, arXiv:1803.08494;
         Ulyanov et al. 2016, arXiv:1607.08022; Zhang & Sennrich 2019, arXiv:1910.07467.
     Example:
@@ -90,15 +97,15 @@ def make_norm(kind: str, channels: int, dims: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     if kind == "batch":
-        return LastAxisBatchNorm(channels) if dims == 0 else _BATCH[dims](channels)
+        return (LastAxisBatchNorm if dims == 0 else _BATCH[dims])(channels, activation=activation)
     if kind == "instance":
-        return _INSTANCE[dims](channels, affine=True)
+        return _INSTANCE[dims](channels, affine=True, activation=activation)
     if kind == "rms":
-        return nn.RMSNorm(channels, eps=RMS_EPS) if dims == 0 else ChannelRMSNorm(channels, eps=RMS_EPS)
-    if kind == "layer":
-        return nn.LayerNorm(channels) if dims == 0 else nn.GroupNorm(1, channels)
-    count = groups(channels, dims)
-    return LastAxisGroupNorm(count, channels) if dims == 0 else nn.GroupNorm(count, channels)
+        return (fast.RMSNorm if dims == 0 else ChannelRMSNorm)(channels, eps=RMS_EPS, activation=activation)
+    if kind == "layer" and dims == 0:
+        return fast.LayerNorm(channels, activation=activation)
+    count = 1 if kind == "layer" else groups(channels, dims)
+    return (LastAxisGroupNorm if dims == 0 else fast.GroupNorm)(count, channels, activation=activation)
 
 
 def groups(channels: int, dims: int) -> int:

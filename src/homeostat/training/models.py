@@ -20,6 +20,7 @@ from homeostat import seeds
 from homeostat.errors import NoEffectWarning, invalid
 from homeostat.parts import init, surgery
 from homeostat.parts.activation import make_activation
+from homeostat.parts.dropout import make_dropout
 from homeostat.parts.norm import make_norm
 from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
@@ -47,7 +48,7 @@ def mlp(
     """
     layers: list[nn.Module] = [nn.Flatten()]
     if input_dropout:
-        layers.append(nn.Dropout(input_dropout))
+        layers.append(make_dropout(input_dropout))
     for before, width in pairwise((inputs, *widths)):
         layers += [nn.Linear(before, width), *_norm_act(norm, width, 0, activation, dropout)]
     return nn.Sequential(*layers, nn.Linear((inputs, *widths)[-1], outputs))
@@ -66,18 +67,18 @@ def cnn(
     """A small convolutional net: (N, C, H, W) -> (N, outputs).
 
     Each stage is 3x3 convolution -> norm -> activation -> 2x2 max pool -> dropout; a linear layer reads out. Maps of
-    one pixel are no longer pooled. A rising activation stands behind the pool: the same function and gradient, since
-    the largest value stays the largest, at a quarter of the work.
+    one pixel are no longer pooled. Without a norm, into whose pass it goes, a rising activation stands behind the pool:
+    the same function and gradient, since the largest value stays the largest, at a quarter of the work.
     """
     channels, height, width = input_shape
-    layers: list[nn.Module] = [nn.Dropout(input_dropout)] if input_dropout else []
+    layers: list[nn.Module] = [make_dropout(input_dropout)] if input_dropout else []
     for before, after in pairwise((channels, *widths)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), *_norm_act(norm, after, 2, None, 0.0)]
-        stage = [make_activation(activation)]
+        stage = [nn.Conv2d(before, after, 3, padding=1), *_norm_act(norm, after, 2, activation, 0.0)]
         if min(height, width) >= 2:
-            stage.insert(0 if activation in _RISING else 1, nn.MaxPool2d(2))
+            early = norm == "none" and activation in _RISING
+            stage.insert(1 if early else len(stage), nn.MaxPool2d(2))
             height, width = height // 2, width // 2
-        layers += [*stage, *([nn.Dropout(dropout)] if dropout else [])]
+        layers += [*stage, *([make_dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, outputs))
 
 
@@ -92,22 +93,22 @@ class Block(nn.Module):
         self, before: int, after: int, *, stride: int, shortcut: bool, activation: str, norm: str, dropout: float
     ) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride=stride, padding=1),
-            *_norm_act(norm, after, 2, activation, dropout),
-            nn.Conv2d(after, after, 3, padding=1),
-            *_norm_act(norm, after, 2, None, 0.0),
+        self.first = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1), *_norm_act(norm, after, 2, activation, dropout)
         )
+        self.second = nn.Conv2d(after, after, 3, padding=1)
+        self.norm = None if norm == "none" else make_norm(norm, after, 2, activation)
         # Made for the plain twin too, and dropped, so that both draw the same weights for the layers they share.
         projection = nn.Conv2d(before, after, 1, stride=stride) if stride > 1 or before != after else nn.Identity()
         self.shortcut = projection if shortcut else None
         self.activation = make_activation(activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        output = self.body(input)
-        if self.shortcut is not None:
-            output = output + self.shortcut(input)
-        return self.activation(output)
+        output = self.second(self.first(input))
+        residual = None if self.shortcut is None else self.shortcut(input)
+        if self.norm is not None:  # adds and activates in the same pass
+            return self.norm(output, residual)
+        return self.activation(output if residual is None else output + residual)
 
 
 class ResNet(nn.Module):
@@ -136,7 +137,7 @@ class ResNet(nn.Module):
         if len(widths) != 3:
             raise invalid("ResNet", "widths", "hold the channels of three stages", tuple(widths), "Example: 16x32x64.")
         self.stem = nn.Sequential(
-            *([nn.Dropout(input_dropout)] if input_dropout else []),
+            *([make_dropout(input_dropout)] if input_dropout else []),
             nn.Conv2d(input_shape[0], widths[0], 3, padding=1),
             *_norm_act(norm, widths[0], 2, activation, 0.0),
         )
@@ -235,13 +236,7 @@ def _own_model(task: Task, recipe: Recipe) -> nn.Module:
     return model
 
 
-def _norm_act(norm: str, channels: int, dims: int, activation: str | None, dropout: float) -> list[nn.Module]:
-    """What follows a layer: norm, activation, dropout; nothing stands where nothing is asked for."""
-    layers: list[nn.Module] = []
-    if norm != "none":
-        layers.append(make_norm(norm, channels, dims))
-    if activation is not None:
-        layers.append(make_activation(activation))
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return layers
+def _norm_act(norm: str, channels: int, dims: int, activation: str, dropout: float) -> list[nn.Module]:
+    """What follows a layer: norm and activation, in one module where there are both, and dropout."""
+    layers = [make_activation(activation) if norm == "none" else make_norm(norm, channels, dims, activation)]
+    return [*layers, make_dropout(dropout)] if dropout else layers

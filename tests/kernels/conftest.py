@@ -1,0 +1,27 @@
+"""Triton's kernels are tested on a GPU where there is one, else in Triton's interpreter, which must be asked for first."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Where Triton's kernels run; a test that needs them is skipped without Triton, unless HOMEOSTAT_REQUIRE has it."""
+    if find_spec("triton") is None:
+        if "triton" in os.environ.get("HOMEOSTAT_REQUIRE", "").split(","):
+            pytest.fail("HOMEOSTAT_REQUIRE asks for triton, which is not installed.")
+        pytest.skip("Triton is not installed.")
+    if torch.cuda.is_available():
+        return "cuda"
+    from homeostat.kernels.launch_gpu import INTERPRETED
+
+    assert INTERPRETED, "Something imported triton before this file could ask for its interpreter."
+    return "cpu"
