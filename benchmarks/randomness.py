@@ -7,7 +7,7 @@ under a seed drawn by `draw_seed`; a new call, like a new layer or a new step, h
 2. The tests of SP 800-22 that nistrng computes soundly, on masks at p = 1/2; numpy's PCG64 beside them.
 3. dieharder, where it is installed, on the words as they come, as many as each test asks for.
 
-python -P benchmarks/randomness.py (about four minutes on two cores)
+python benchmarks/randomness.py (about three minutes on two cores)
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SEED = 0
 EXAMPLES, POSITIONS = 64, 64 * 32 * 32
 
 BITS = 1 << 17
-SEQUENCES = 60
+SEQUENCES = 40
 TESTS = (  # the others of nistrng 1.2.3 fail, or pass with p near 1, whatever the generator
     "monobit", "frequency_within_block", "runs", "longest_run_ones_in_a_block", "binary_matrix_rank", "dft", "serial",
     "approximate_entropy", "cumulative sums",
 )  # fmt: skip
-FEW = {"serial": 20, "approximate_entropy": 20}  # sequences for tests that take seconds each
+FEW = {"serial": 15, "approximate_entropy": 15}  # sequences for tests that take seconds each
 
-DIEHARDER = (0, 2, 3, 8, 10, 11, 12, 13, 15, 16, 17, 100, 101, 205, 206, 207, 208, 209)  # the others take minutes each
+DIEHARDER = (0, 2, 3, 8, 10, 11, 12, 13, 15, 16, 100, 101, 205, 206, 207, 208, 209)  # what fits into a few minutes
 FIELDS = ("test_name", "ntuple", "tsamples", "psamples", "pvalues", "assessment")
 
 
@@ -123,7 +123,7 @@ def sp800_22() -> Iterator[tuple[str, str, str, str]]:
     theirs = control.integers(0, 2, (SEQUENCES, BITS))
     for name in TESTS:
         count = FEW.get(name, SEQUENCES)
-        mine, others = ([_p_value(name, bits) for bits in sequences[:count]] for sequences in (ours, theirs[:20]))
+        mine, others = ([_p_value(name, bits) for bits in sequences[:count]] for sequences in (ours, theirs[:10]))
         uniform = stats.kstest(mine, "uniform").pvalue
         yield name, _passed(mine), f"{uniform:.3f}", _passed(others)
 
@@ -139,10 +139,13 @@ def _passed(values: list[float]) -> str:
 
 
 def dieharder() -> Iterator[list[str]]:
-    """The fields of dieharder's results, test after test; each test has a generator of seeds of its own."""
+    """The fields of dieharder's results, test after test; each test has a generator of seeds of its own.
+
+    -g 200 reads binary words from a pipe; with -Y 1 a weak result is followed by more p-values until it is clear.
+    """
     for test in DIEHARDER:
         shown = [word for name in FIELDS for word in ("-D", name)]
-        command = ["dieharder", "-d", str(test), "-g", "200", "-c", "|", *shown]  # 200: binary words from a pipe
+        command = ["dieharder", "-d", str(test), "-g", "200", "-Y", "1", "-c", "|", *shown]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         feed(process.stdin, torch.Generator().manual_seed(test))
         lines = process.communicate()[0].decode().splitlines()

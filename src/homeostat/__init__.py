@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from homeostat import nn as nn
     from homeostat.errors import HomeostatError as HomeostatError
     from homeostat.errors import NoEffectWarning as NoEffectWarning
+    from homeostat.kernels.moments import moments as moments
     from homeostat.parts import activation as activation
     from homeostat.parts import augment as augment
     from homeostat.parts import dropout as dropout
@@ -55,6 +56,7 @@ _HOMES = {
     "clip_grad_value_": "homeostat.parts.clip",
     "fit": "homeostat.training.loop",
     "load_task": "homeostat.training.datasets",
+    "moments": "homeostat.kernels.moments",
     "param_groups_weight_decay": "homeostat.parts.penalty",
 }
 _ROOMS = {

@@ -1,4 +1,4 @@
-"""Triton's kernels are tested on a GPU where there is one, else in Triton's interpreter, which must be asked for first."""
+"""Triton's kernels are tested on a GPU where there is one, else in its interpreter, which must be asked for first."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from homeostat.errors import InvalidType, InvalidValue
-from homeostat.kernels import dropout_cpu
 from homeostat.kernels.dropout import draw_seed, dropout
 from homeostat.kernels.dropout_reference import threshold
 from homeostat.kernels.philox_reference import words
@@ -230,17 +229,3 @@ def test_bad_arguments_are_refused(change, kind, message):
     good = {"input": torch.ones(2, 2), "seed": SEED, "p": 0.5, "dims": 2, "example": 0, "position": 0, "backend": None}
     with pytest.raises(kind, match=message):
         dropout(*{**good, **change}.values())
-
-
-def test_large_outputs_have_whole_pages(monkeypatch):
-    from homeostat.kernels import allocation
-
-    asked = []
-    monkeypatch.setattr(allocation, "LARGE", 1 << 20)
-    monkeypatch.setattr(allocation, "_advise", lambda: lambda *arguments: asked.append(arguments))
-    x = torch.randn(64, 1 << 16)
-    assert torch.equal(dropout_cpu.dropout(x, SEED, 0.5, 2, 0, 0), dropout(x, SEED, 0.5, 2, 0, 0, "reference"))
-    address, size, _ = asked[0]
-    assert address % (2 << 20) == 0
-    assert 0 < size <= x.numel() * 4
-    assert size % (2 << 20) == 0

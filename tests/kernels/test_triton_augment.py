@@ -19,9 +19,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("layout", ["first", "last", "transposed"])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (3, 1, 7, 9), (2, 4, 33, 16), (0, 3, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (2, 1, 11, 33), (0, 3, 4, 4)], ids=str)
 def test_the_bits_of_the_reference(
     triton_device: str, shape: tuple[int, ...], case: dict[str, Any], dtype: torch.dtype, layout: str
 ) -> None:

@@ -11,10 +11,10 @@ from homeostat.kernels.moments import moments
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of sets without values
 
-SHAPES = [(3000,), (300, 7), (4, 3, 50), (5, 3, 1), (2, 9, 4, 4), (1,)]
+SHAPES = [(3000,), (300, 7), (4, 3, 50), (1,)]
 
 
-@pytest.mark.parametrize("bound", [math.inf, 0.1, 1e4, 1e300])
+@pytest.mark.parametrize("bound", [math.inf, 0.1, 1e300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_moments_are_the_references(

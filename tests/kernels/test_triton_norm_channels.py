@@ -12,7 +12,7 @@ from homeostat.kernels import norm_channels as kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of masked values
 
-SHAPES = [(9, 6), (5, 6, 7), (3, 4, 5, 6), (2, 2, 3, 4, 5)]
+SHAPES = [(9, 6), (5, 6, 7), (3, 4, 5, 6)]
 CASES = [(1.0, True, False), (0.0, True, True), (0.01, False, False)]  # slope, weight and bias, residual
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3}  # of the largest value, or of 1
 
@@ -52,24 +52,36 @@ def on(device: str, *tensors: Tensor | None) -> list[Tensor | None]:
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("slope", "affine", "residual"), CASES)
 @pytest.mark.parametrize("groups", [0, 2])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients_are_the_references(
-    triton_device: str, shape: tuple[int, ...], last: bool, groups: int, slope: float, affine: bool, residual: bool,
+    triton_device: str, shape: tuple[int, ...], last: bool, groups: int, slope: float, affine: bool, residual: bool
+) -> None:
+    compare(triton_device, shape, last, groups, slope, affine, residual, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("groups", [0, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_other_dtypes(triton_device: str, last: bool, groups: int, dtype: torch.dtype) -> None:
+    compare(triton_device, (3, 4, 2, 3), last, groups, 0.0, True, True, dtype)
+
+
+def compare(
+    device: str, shape: tuple[int, ...], last: bool, groups: int, slope: float, affine: bool, residual: bool,
     dtype: torch.dtype,
 ) -> None:  # fmt: skip
     x, w, b, r = made(shape, dtype, last, affine, residual)
     tolerance = TOLERANCE[dtype]
     settings = (groups, 1e-5, slope)
     expected = kernels.normalize(x, w, b, r, *settings, "reference")
-    check(kernels.normalize(*on(triton_device, x, w, b, r), *settings, "triton"), expected, tolerance)
+    check(kernels.normalize(*on(device, x, w, b, r), *settings, "triton"), expected, tolerance)
     y, mean, variance = expected
     output = y if residual and slope != 1 else None
     tensors = (torch.randn(shape).to(dtype), x, w, b, output, mean, variance)
-    got = kernels.normalize_backward(*on(triton_device, *tensors), *settings, "triton")
+    got = kernels.normalize_backward(*on(device, *tensors), *settings, "triton")
     check(got, kernels.normalize_backward(*tensors, *settings, "reference"), 4 * tolerance)
 
 

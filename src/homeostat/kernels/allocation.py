@@ -21,15 +21,15 @@ LARGE = 32 * 2**20
 _PAGE = 2 * 2**20
 
 
-def empty_like(tensor: Tensor) -> Tensor:
-    """torch.empty_like, on large pages where the tensor is large and lies in the memory of a Linux CPU.
+def empty_like(tensor: Tensor, large: int = LARGE) -> Tensor:
+    """torch.empty_like, on large pages where the tensor has `large` bytes and lies in the memory of a Linux CPU.
 
     Example:
         >>> empty_like(torch.zeros(2, 3)).shape
         torch.Size([2, 3])
     """
     empty = torch.empty_like(tensor)
-    if empty.numel() * empty.element_size() >= LARGE and empty.device.type == "cpu":
+    if empty.numel() * empty.element_size() >= large and empty.device.type == "cpu":
         _use_large_pages(empty.data_ptr(), empty.numel() * empty.element_size())
     return empty
 

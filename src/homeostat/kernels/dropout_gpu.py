@@ -80,7 +80,20 @@ def _launch_units(
 
 
 @triton.jit(
-    do_not_specialize=["blocks", "key", "key_high", "number", "limit", "scale", "lead", "first_quad", "low", "high"]
+    do_not_specialize=[
+        "examples",
+        "channels",
+        "blocks",
+        "key",
+        "key_high",
+        "number",
+        "limit",
+        "scale",
+        "lead",
+        "first_quad",
+        "low",
+        "high",
+    ]
 )
 def _elements(
     x, y, examples: tl.int64, positions: tl.int64, channels: tl.int32, blocks: tl.int32, key: tl.int32,
@@ -151,7 +164,20 @@ def _singles(
     tl.store(y + offset, _kept(value, words, limit, scale, REAL), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tiles", "key", "key_high", "number", "limit", "scale", "example", "position"])
+@triton.jit(
+    do_not_specialize=[
+        "examples",
+        "tiles",
+        "strips",
+        "key",
+        "key_high",
+        "number",
+        "limit",
+        "scale",
+        "example",
+        "position",
+    ]
+)
 def _units(
     x, y, examples: tl.int64, units: tl.int64, inner: tl.int64, tiles: tl.int32, strips: tl.int32, key: tl.int32,
     key_high: tl.int32, number: tl.int32, limit: tl.int64, scale: tl.int64, example: tl.int64, position: tl.int64,
@@ -176,7 +202,20 @@ def _units(
     tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tiles", "key", "key_high", "number", "limit", "scale", "example", "position"])
+@triton.jit(
+    do_not_specialize=[
+        "examples",
+        "tiles",
+        "strips",
+        "key",
+        "key_high",
+        "number",
+        "limit",
+        "scale",
+        "example",
+        "position",
+    ]
+)
 def _units_last(
     x, y, examples: tl.int64, units: tl.int64, inner: tl.int64, tiles: tl.int32, strips: tl.int32, key: tl.int32,
     key_high: tl.int32, number: tl.int32, limit: tl.int64, scale: tl.int64, example: tl.int64, position: tl.int64,

@@ -6,6 +6,7 @@ Checks and choice of the backend; the arithmetic is in `moments_cpu`, `_gpu` and
 from __future__ import annotations
 
 import math
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ def _in_memory_order(input: Tensor, dim: int | None) -> Tensor:
     return x.contiguous().reshape(outer, x.shape[dim], inner)
 
 
+@cache
 def _implementation(backend: str) -> ModuleType:
     if backend == "numba":
         from homeostat.kernels import moments_cpu

@@ -60,7 +60,7 @@ def _rounded_down(bound: float) -> float:
     return (nearest if nearest.item() <= bound else nearest.nextafter(torch.tensor(-torch.inf))).item()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "steps", "strips", "bound"])
 def _moments(
     x, partial, sets: tl.int64, positions: tl.int64, tiles: tl.int64, steps: tl.int32, strips: tl.int32,
     bound: tl.int64, REAL: tl.constexpr, LAST: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
@@ -106,7 +106,7 @@ def _moments(
     tl.store(own + 6 * size, tl.sum(counts >> 20, 0).to(REAL), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["runs", "sets", "values"])
 def _merge(partial, found, runs: tl.int64, sets: tl.int64, values: tl.int64, BLOCK: tl.constexpr):
     """found (7, sets): one set's moments."""
     index = tl.program_id(0).to(tl.int64)

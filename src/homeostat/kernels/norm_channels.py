@@ -216,6 +216,21 @@ def _shape_backward(
     return torch.empty_like(x), dw, db, input.new_empty(0) if output is None else torch.empty_like(x)
 
 
+def _batch(info: Any, in_dims: tuple[Any, ...], input: Tensor, *args: Any) -> Any:
+    """Sets of one example: more examples. Other normalizations of a batch need a loop."""
+    weight, bias, residual, groups, *settings = args
+    at, at_weight, at_bias, at_residual = in_dims[:4]
+    if not groups or at is None or at_weight is not None or at_bias is not None:
+        return normalize._loop(info, in_dims, input, *args)
+    input = input.movedim(at, 0)
+    sizes = input.shape[:2]
+    if residual is not None:
+        residual = residual.expand(input.shape) if at_residual is None else residual.movedim(at_residual, 0)
+        residual = residual.flatten(0, 1)
+    outputs = normalize(input.flatten(0, 1), weight, bias, residual, groups, *settings)
+    return tuple(output.unflatten(0, sizes) for output in outputs), (0, 0, 0)
+
+
 normalize = Operator(
     "norm_channels(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, int groups, float eps, float slope, "
     "str? backend) -> (Tensor, Tensor, Tensor)",
@@ -223,6 +238,7 @@ normalize = Operator(
     _shape,
     setup=_setup,
     gradient=_gradient,
+    batch=_batch,
 )
 """Normalize sets of channels: y = act((x - mean) / sqrt(variance + eps) * weight + bias + residual).
 

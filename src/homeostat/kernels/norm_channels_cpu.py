@@ -13,9 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from homeostat.kernels.allocation import empty_like
 from homeostat.kernels.launch import threads_for
 from homeostat.kernels.layout import dense, dense_like
-from homeostat.kernels.memory_cpu import passes_the_cache
+from homeostat.kernels.memory_cpu import LARGE, passes_the_cache
 from homeostat.kernels.norm_channels_passes_cpu import (
     APPLY,
     GRADIENT,
@@ -56,7 +57,7 @@ def normalize(
     x, last = dense(input)
     shape = (x.shape[0], groups) if groups else x.shape[1]
     if not x.numel():
-        return torch.empty_like(x), torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        return empty_like(x, LARGE), torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     mean, variance = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
     phases = (MOMENTS, MERGE | PREPARE, APPLY)
     return _forward(phases, x, last, mean, variance, weight, bias, residual, groups, eps, slope), mean, variance
@@ -75,7 +76,7 @@ def affine(
     """See `homeostat.kernels.norm_channels.affine`."""
     x, last = dense(input)
     if not x.numel():
-        return torch.empty_like(x)
+        return empty_like(x, LARGE)
     mean, variance = _statistics_like(x, mean, variance)
     return _forward((PREPARE, APPLY), x, last, mean, variance, weight, bias, residual, 0, eps, slope)
 
@@ -141,11 +142,12 @@ def gradient_sums(
     """See `homeostat.kernels.norm_channels.gradient_sums`."""
     x, last = dense(input)
     sums = x.new_zeros((2, x.shape[1]), dtype=torch.float64)
-    masked = _NOTHING[x.dtype] if output is None else torch.empty_like(x)
+    masked = _NOTHING[x.dtype] if output is None else empty_like(x, LARGE)
     if x.numel():
         keep = None if output is None else dense_like(output, x, last)
         places = (dense_like(grad, x, last), x, keep, masked, None)
-        given = (statistics[1], statistics[2] / statistics[0], weight, bias)
+        count, mean, squares = statistics.double().contiguous()
+        given = (mean, squares / count, weight, bias)
         _launch_backward((SUMS, MERGE_SUMS), places, last, given, (sums, None, None), 0, eps, slope, 0.0)
     return sums, masked
 
@@ -162,12 +164,13 @@ def input_gradient(
 ) -> Tensor:
     """See `homeostat.kernels.norm_channels.input_gradient`."""
     x, last = dense(input)
-    dx = torch.empty_like(x)
+    dx = empty_like(x, LARGE)
     if x.numel():
         places = (dense_like(grad, x, last), x, None, None, dx)
-        given = (statistics[1], statistics[2] / statistics[0], weight, bias)
-        phases, share = (PREPARE_GRADIENT, GRADIENT), 1 / float(statistics[0, 0])
-        _launch_backward(phases, places, last, given, (sums.contiguous(), None, None), 0, eps, slope, share)
+        count, mean, squares = statistics.double().contiguous()
+        given = (mean, squares / count, weight, bias)
+        phases, share = (PREPARE_GRADIENT, GRADIENT), 1 / float(count[0])
+        _launch_backward(phases, places, last, given, (sums.double().contiguous(), None, None), 0, eps, slope, share)
     return dx
 
 
@@ -185,7 +188,7 @@ def _forward(
     slope: float,
 ) -> Tensor:
     """Run phases of the forward kernel; returns the output, without content where APPLY is not among them."""
-    y = torch.empty_like(x) if APPLY in phases else x
+    y = empty_like(x, LARGE) if APPLY in phases else x
     keep = None if residual is None else dense_like(residual, x, last)
     weight, bias = _contiguous(weight), _contiguous(bias)
     dtype, elements = x.dtype, x.numel()
@@ -197,7 +200,7 @@ def _forward(
     arguments = (
         x.data_ptr(), _address(keep), place, _address(weight), _address(bias), mean.data_ptr(), variance.data_ptr(),
         mean.dtype is torch.float64, scratch.data_ptr(), threads, past, *geometry,
-        eps, slope, math.inf if slope else _LARGEST[dtype],
+        eps, 0.0 - slope, math.inf if slope else _LARGEST[dtype],
     )  # fmt: skip
     if threads == 1 or groups:
         forward(dtype, threads, sum(phases), *arguments)
@@ -224,10 +227,10 @@ def _backward(
     """All gradients; share: 1 / elements of a channel that the statistics are computed from, 0 for constants."""
     channels = x.shape[1]
     if not x.numel():
-        return torch.empty_like(x), x.new_zeros(channels), x.new_zeros(channels), torch.empty_like(x)
-    dx, weight_grad, bias_grad = torch.empty_like(x), x.new_empty(channels), x.new_empty(channels)
+        return empty_like(x, LARGE), x.new_zeros(channels), x.new_zeros(channels), empty_like(x, LARGE)
+    dx, weight_grad, bias_grad = empty_like(x, LARGE), x.new_empty(channels), x.new_empty(channels)
     keep = None if output is None else dense_like(output, x, last)
-    masked = _NOTHING[x.dtype] if keep is None else torch.empty_like(x)
+    masked = _NOTHING[x.dtype] if keep is None else empty_like(x, LARGE)
     _launch_backward(
         (SUMS, MERGE_SUMS | PREPARE_GRADIENT | TOTAL, GRADIENT), (dense_like(grad, x, last), x, keep, masked, dx), last,
         (mean, variance, weight, bias), (None, weight_grad, bias_grad), groups, eps, slope, share,
@@ -302,7 +305,10 @@ def _scratch(words: int) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _geometry(shape: torch.Size, last: bool, groups: int, size: int) -> tuple[tuple[int, ...], int, int, int]:
-    """How an input is cut into units: the kernels' fields, how many parts threads can share, bytes of a row, words of scratch per thread."""
+    """How an input is cut into units.
+
+    Returns: the kernels' fields, how many parts threads can share, bytes of a row, words of scratch per thread.
+    """
     examples, channels = shape[:2]
     positions = math.prod(shape[2:])
     sets = 1 if groups else examples  # examples that share their statistics

@@ -20,6 +20,7 @@ from homeostat.kernels.norm_channels_passes_gpu import apply, apply_gradient, me
 from homeostat.kernels.norm_rows_gpu import LONGEST, contiguous, normalize_runs
 
 _TILE = 4096  # elements that a program holds at a time
+_SMALLEST = 1024  # elements of a tile, where runs of positions are shorter than that
 _WIDEST = 128  # channels of a tile, where they lie together
 _PROGRAMS = 1024  # where there are more tiles than this, a program takes several ...
 _STEPS = 64  # ... but no more than this
@@ -151,8 +152,9 @@ def input_gradient(
 ) -> Tensor:
     """See `homeostat.kernels.norm_channels.input_gradient`."""
     count, mean, squares = statistics.contiguous()
+    x, last = dense(input)
     settings = (mean, squares / count, weight, bias, sums.contiguous(), count, 0, eps, slope, 0.0)
-    return _apply_gradient(grad, *dense(input), *settings)
+    return _apply_gradient(grad, x, last, *settings)
 
 
 class _Plan(NamedTuple):
@@ -163,6 +165,7 @@ class _Plan(NamedTuple):
     units: int  # sets of examples with statistics of their own: 1 or the examples
     runs: int  # programs along the tiles of a unit
     strips: int  # programs along the channels
+    warps: int
     tiles: int  # along the positions of an example
 
 
@@ -175,14 +178,15 @@ def _plan(x: Tensor, last: bool, groups: int) -> _Plan:
         height = _TILE // width
     else:
         height = min(triton.next_power_of_2(positions), _TILE)
-        width = min(triton.next_power_of_2(channels), _TILE // height)
+        width = min(triton.next_power_of_2(channels), max(16, _SMALLEST // height), _TILE // height)
     strips, tiles = triton.cdiv(channels, width), triton.cdiv(positions, height)
     units = examples if groups else 1
     total = examples // units * tiles
     steps = max(1, min(units * total * strips // _PROGRAMS, _STEPS))
     constants = {"REAL": REALS.get(x.dtype, tl.float32), "LAST": last, "HEIGHT": height, "WIDTH": width}
     numbers = (examples, channels, positions, groups, total, steps)
-    return _Plan(numbers, constants, units, triton.cdiv(total, steps), strips, tiles)
+    warps = max(1, height * width // 512)
+    return _Plan(numbers, constants, units, triton.cdiv(total, steps), strips, warps, tiles)
 
 
 def _moments(x: Tensor, last: bool, groups: int, mean: Tensor, variance: Tensor | None, found: Tensor | None) -> None:
@@ -190,7 +194,18 @@ def _moments(x: Tensor, last: bool, groups: int, mean: Tensor, variance: Tensor 
     plan = _plan(x, last, groups)
     rows, channels = plan.units * plan.runs, x.shape[1]
     partial = torch.empty(3, rows, channels, dtype=_wide(x), device=x.device)
-    launch(moments, rows * plan.strips, x, x, partial, *plan.numbers, plan.runs, plan.strips, warps=8, **plan.constants)
+    launch(
+        moments,
+        rows * plan.strips,
+        x,
+        x,
+        partial,
+        *plan.numbers,
+        plan.runs,
+        plan.strips,
+        warps=plan.warps,
+        **plan.constants,
+    )
     launch(
         merge, mean.numel(), x, partial, mean, variance, found, *plan.numbers, plan.runs, rows, mean.numel(),
         HEIGHT=plan.constants["HEIGHT"], GROUPED=groups > 0, BLOCK=256,
@@ -208,7 +223,8 @@ def _apply(
         launch(
             apply, plan.numbers[0] * plan.tiles * plan.strips, x, x, y, residual,
             *contiguous(mean, variance, weight, bias), *plan.numbers[:4], plan.tiles, plan.strips, bits(eps),
-            bits(slope), warps=8, GROUPED=groups > 0, RECTIFIED=slope != 1, **plan.constants,
+            bits(slope), warps=plan.warps, GROUPED=groups > 0,
+            RECTIFIED=slope != 1, **plan.constants,
         )  # fmt: skip
     return y
 
@@ -228,7 +244,7 @@ def _sums(
     output = None if output is None else dense_like(output, x, last)
     launch(
         sums, rows * plan.strips, x, x, grad, output, *contiguous(mean, variance, weight, bias), masked, partial,
-        *plan.numbers, plan.runs, plan.strips, bits(eps), bits(slope), warps=8, GROUPED=groups > 0,
+        *plan.numbers, plan.runs, plan.strips, bits(eps), bits(slope), warps=plan.warps, GROUPED=groups > 0,
         RECTIFIED=slope != 1, **plan.constants,
     )  # fmt: skip
     return partial, masked
@@ -270,7 +286,8 @@ def _apply_gradient(
         launch(
             apply_gradient, plan.numbers[0] * plan.tiles * plan.strips, x, x, dense_like(grad, x, last), dx,
             *contiguous(mean, variance, weight, bias), totals, count, *plan.numbers[:4], plan.tiles, plan.strips,
-            bits(eps), bits(slope), bits(share), warps=8, GROUPED=groups > 0, RECTIFIED=slope != 1, **plan.constants,
+            bits(eps), bits(slope), bits(share), warps=plan.warps, GROUPED=groups > 0,
+            RECTIFIED=slope != 1, **plan.constants,
         )  # fmt: skip
     return dx
 

@@ -5,8 +5,9 @@ positions of one channel, with one set of parameters. Everything but float64 tot
 `real` is the element type and `size` its bytes. `keep` is the residual's, output's or another optional address, or 0.
 
 Sums are made in lanes of `real` over a block that stays in the cache, and then added up in float64. The activation
-multiplies what is below 0 by `slope`; `limit`, the largest finite number for slope 0 and infinity otherwise, keeps
-0 * inf out of it. `floor` is 0, or -inf for slope 1, where the gradient passes everywhere. Not random.
+multiplies what is below 0 by `slope` (`fall` is -slope, and never -0). `limit`, the largest finite number for slope 0
+and infinity otherwise, keeps 0 * inf out of it. `floor` is 0, or -inf for slope 1, where every gradient passes.
+Not random.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from homeostat.kernels.memory_cpu import AHEAD, prefetch, write
 
 LANES = 8192
 """Elements of a block of rows: they stay in the first level of the cache between two passes."""
+
+SEGMENT = 512
+"""Elements of a run between two requests for what is ahead."""
 
 compiled = njit(fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True)
 inlined = njit(inline="always")
@@ -53,7 +57,7 @@ def moments_of_rows(
             m[c] += d * share
             m2[c] += own + d * d * (first * share)
             spread += own * 0.0
-        if not spread == 0.0:  # infinite or not a number: the lanes may have been too narrow
+        if spread != 0.0:  # infinite or not a number: the lanes may have been too narrow
             _exact_moments_of_rows(x, rows, width, stride, m, m2, real)
             break
 
@@ -120,7 +124,7 @@ def _exact_moments_of_rows(x: Any, rows: Any, width: Any, stride: Any, m: Any, m
 @compiled
 def apply_rows(
     x: Any, keep: Any, y: Any, rows: Any, width: Any, stride: Any, parameters: Any, gap: Any,
-    slope: Any, limit: Any, past: Any, size: Any, real: Any,
+    fall: Any, limit: Any, past: Any, size: Any, real: Any,
 ) -> None:  # fmt: skip
     """y = activation((x - center) * scale + shift + residual); the three parameters are `gap` bytes apart."""
     center = carray(pointer(parameters), (width,), real)
@@ -137,29 +141,29 @@ def apply_rows(
             if past:
                 for c in range(width):
                     z = ((x0[c] - center[c]) * scale[c] + shift[c]) + r0[c]
-                    f = slope * max(z, -limit)
+                    f = fall * min(-z, limit)
                     write(y0, c, f if z < zero else z)
             else:
                 for c in range(width):
                     z = ((x0[c] - center[c]) * scale[c] + shift[c]) + r0[c]
-                    f = slope * max(z, -limit)
+                    f = fall * min(-z, limit)
                     y0[c] = f if z < zero else z
         elif past:
             for c in range(width):
                 z = (x0[c] - center[c]) * scale[c] + shift[c]
-                f = slope * max(z, -limit)
+                f = fall * min(-z, limit)
                 write(y0, c, f if z < zero else z)
         else:
             for c in range(width):
                 z = (x0[c] - center[c]) * scale[c] + shift[c]
-                f = slope * max(z, -limit)
+                f = fall * min(-z, limit)
                 y0[c] = f if z < zero else z
 
 
 @compiled
 def sums_of_rows(
     g: Any, x: Any, keep: Any, masked: Any, rows: Any, width: Any, stride: Any, parameters: Any, gap: Any,
-    lanes: Any, first_sum: Any, second_sum: Any, slope: Any, floor: Any, limit: Any, size: Any, real: Any,
+    lanes: Any, first_sum: Any, second_sum: Any, slope: Any, floor: Any, limit: Any, past: Any, size: Any, real: Any,
 ) -> None:  # fmt: skip
     """Sum of d and of d * (x - center) of every column in float64, where d is the gradient before the activation.
 
@@ -188,12 +192,22 @@ def sums_of_rows(
                 prefetch(g + at + AHEAD + i)
             if keep:
                 y0, d0 = carray(pointer(keep + at), (width,), real), carray(pointer(masked + at), (width,), real)
-                for c in range(width):
-                    f = slope * min(max(g0[c], -limit), limit)
-                    d = f if y0[c] <= zero else g0[c]
-                    d0[c] = d
-                    t[c] += d
-                    q[c] += d * (x0[c] - center[c])
+                for i in range(0, width * size, 64):
+                    prefetch(keep + at + AHEAD + i)
+                if past:
+                    for c in range(width):
+                        f = slope * min(max(g0[c], -limit), limit)
+                        d = f if y0[c] <= zero else g0[c]
+                        write(d0, c, d)
+                        t[c] += d
+                        q[c] += d * (x0[c] - center[c])
+                else:
+                    for c in range(width):
+                        f = slope * min(max(g0[c], -limit), limit)
+                        d = f if y0[c] <= zero else g0[c]
+                        d0[c] = d
+                        t[c] += d
+                        q[c] += d * (x0[c] - center[c])
             else:
                 for c in range(width):
                     e = x0[c] - center[c]
@@ -264,52 +278,67 @@ def moments_of_run(x: Any, n: Any, real: Any) -> Any:
 
 @compiled
 def apply_run(
-    x: Any, keep: Any, y: Any, n: Any, center: Any, scale: Any, shift: Any, slope: Any, limit: Any, past: Any, real: Any
-) -> None:
+    x: Any, keep: Any, y: Any, length: Any, center: Any, scale: Any, shift: Any, fall: Any, limit: Any, past: Any,
+    size: Any, real: Any,
+) -> None:  # fmt: skip
     """y = activation((x - center) * scale + shift + residual)."""
-    x0, y0 = carray(pointer(x), (n,), real), carray(pointer(y), (n,), real)
     zero = real(0)
-    if keep:
-        r0 = carray(pointer(keep), (n,), real)
-        if past:
+    for first in range(0, length, SEGMENT):
+        n, at = min(SEGMENT, length - first), first * size
+        x0, y0 = carray(pointer(x + at), (n,), real), carray(pointer(y + at), (n,), real)
+        for i in range(0, n * size, 64):
+            prefetch(x + at + AHEAD + i)
+        if keep:
+            r0 = carray(pointer(keep + at), (n,), real)
+            for i in range(0, n * size, 64):
+                prefetch(keep + at + AHEAD + i)
+            if past:
+                for i in range(n):
+                    z = ((x0[i] - center) * scale + shift) + r0[i]
+                    f = fall * min(-z, limit)
+                    write(y0, i, f if z < zero else z)
+            else:
+                for i in range(n):
+                    z = ((x0[i] - center) * scale + shift) + r0[i]
+                    f = fall * min(-z, limit)
+                    y0[i] = f if z < zero else z
+        elif past:
             for i in range(n):
-                z = ((x0[i] - center) * scale + shift) + r0[i]
-                f = slope * max(z, -limit)
+                z = (x0[i] - center) * scale + shift
+                f = fall * min(-z, limit)
                 write(y0, i, f if z < zero else z)
         else:
             for i in range(n):
-                z = ((x0[i] - center) * scale + shift) + r0[i]
-                f = slope * max(z, -limit)
+                z = (x0[i] - center) * scale + shift
+                f = fall * min(-z, limit)
                 y0[i] = f if z < zero else z
-    elif past:
-        for i in range(n):
-            z = (x0[i] - center) * scale + shift
-            f = slope * max(z, -limit)
-            write(y0, i, f if z < zero else z)
-    else:
-        for i in range(n):
-            z = (x0[i] - center) * scale + shift
-            f = slope * max(z, -limit)
-            y0[i] = f if z < zero else z
 
 
 @compiled
 def sums_of_run(
     g: Any, x: Any, keep: Any, masked: Any, n: Any, center: Any, scale: Any, shift: Any,
-    slope: Any, floor: Any, limit: Any, real: Any,
+    slope: Any, floor: Any, limit: Any, past: Any, real: Any,
 ) -> Any:  # fmt: skip
     """Sum of d and of d * (x - center); as `sums_of_rows`."""
-    x0, g0 = carray(pointer(x), (n,), real), carray(pointer(g), (n,), real)
     zero = real(0)
     t, q = zero, zero
+    x0, g0 = carray(pointer(x), (n,), real), carray(pointer(g), (n,), real)
     if keep:
         y0, d0 = carray(pointer(keep), (n,), real), carray(pointer(masked), (n,), real)
-        for i in range(n):
-            f = slope * min(max(g0[i], -limit), limit)
-            d = f if y0[i] <= zero else g0[i]
-            d0[i] = d
-            t += d
-            q += d * (x0[i] - center)
+        if past:
+            for i in range(n):
+                f = slope * min(max(g0[i], -limit), limit)
+                d = f if y0[i] <= zero else g0[i]
+                write(d0, i, d)
+                t += d
+                q += d * (x0[i] - center)
+        else:
+            for i in range(n):
+                f = slope * min(max(g0[i], -limit), limit)
+                d = f if y0[i] <= zero else g0[i]
+                d0[i] = d
+                t += d
+                q += d * (x0[i] - center)
     else:
         for i in range(n):
             e = x0[i] - center
@@ -322,20 +351,26 @@ def sums_of_run(
 
 @compiled
 def gradient_run(
-    g: Any, x: Any, dx: Any, n: Any, center: Any, scale: Any, shift: Any, tilt: Any, level: Any,
-    slope: Any, floor: Any, limit: Any, past: Any, real: Any,
+    g: Any, x: Any, dx: Any, length: Any, center: Any, scale: Any, shift: Any, tilt: Any, level: Any,
+    slope: Any, floor: Any, limit: Any, past: Any, size: Any, real: Any,
 ) -> None:  # fmt: skip
     """dx = d * scale + (x - center) * tilt + level."""
-    x0, g0, dx0 = carray(pointer(x), (n,), real), carray(pointer(g), (n,), real), carray(pointer(dx), (n,), real)
-    if past:
-        for i in range(n):
-            e = x0[i] - center
-            f = slope * min(max(g0[i], -limit), limit)
-            d = f if e * scale + shift <= floor else g0[i]
-            write(dx0, i, d * scale + (e * tilt + level))
-    else:
-        for i in range(n):
-            e = x0[i] - center
-            f = slope * min(max(g0[i], -limit), limit)
-            d = f if e * scale + shift <= floor else g0[i]
-            dx0[i] = d * scale + (e * tilt + level)
+    for first in range(0, length, SEGMENT):
+        n, at = min(SEGMENT, length - first), first * size
+        x0, g0 = carray(pointer(x + at), (n,), real), carray(pointer(g + at), (n,), real)
+        dx0 = carray(pointer(dx + at), (n,), real)
+        for i in range(0, n * size, 64):
+            prefetch(x + at + AHEAD + i)
+            prefetch(g + at + AHEAD + i)
+        if past:
+            for i in range(n):
+                e = x0[i] - center
+                f = slope * min(max(g0[i], -limit), limit)
+                d = f if e * scale + shift <= floor else g0[i]
+                write(dx0, i, d * scale + (e * tilt + level))
+        else:
+            for i in range(n):
+                e = x0[i] - center
+                f = slope * min(max(g0[i], -limit), limit)
+                d = f if e * scale + shift <= floor else g0[i]
+                dx0[i] = d * scale + (e * tilt + level)

@@ -19,9 +19,9 @@ from homeostat.kernels.memory_cpu import fence
 from homeostat.kernels.norm_channels_loops_cpu import (
     apply_rows,
     apply_run,
-    inlined,
     gradient_rows,
     gradient_run,
+    inlined,
     moments_of_rows,
     moments_of_run,
     sums_of_rows,
@@ -40,13 +40,16 @@ GEOMETRY = (
     "examples rows tails channels per_set groups example width strip strips units positions chunk chunks pieces "
     "stride counts totals parameters lanes"
 )
-_FORWARD = Fields(f"phases x keep y weight bias mean variance wide scratch slots past {GEOMETRY}", "eps slope limit")
+_FORWARD = Fields(f"phases x keep y weight bias mean variance wide scratch slots past {GEOMETRY}", "eps fall limit")
 _BACKWARD = Fields(
-    f"phases g x keep masked dx weight bias mean variance wide sums weight_grad bias_grad scratch slots past {GEOMETRY}",
+    "phases g x keep masked dx weight bias mean variance wide sums weight_grad bias_grad scratch slots past "
+    + GEOMETRY,
     "eps slope floor limit inverse_count",
 )
 
 MOMENTS, MERGE, PREPARE, APPLY = 1, 2, 4, 8
+_RUNS = 32  # neighbors that are taken in order, when a pass runs backwards
+
 SUMS, MERGE_SUMS, PREPARE_GRADIENT, GRADIENT, TOTAL = 1, 2, 4, 8, 16
 
 
@@ -94,8 +97,10 @@ def _forward_pieces(a: Any, example: Any, begin: Any, end: Any, scratch: Any, la
     if a.phases & APPLY:
         if a.tails and end == a.pieces:
             _apply_rows(a, offset + tail, 1, a.tails * a.channels, 0, scratch, size, real)
-        for piece in range(end - 1, begin - 1, -1):
-            _apply_piece(a, piece, offset, scratch, size, real)
+        group = _RUNS if a.chunk else 1
+        for last in range(end, begin, -group):
+            for piece in range(max(begin, last - group), last):
+                _apply_piece(a, piece, offset, scratch, size, real)
 
 
 @inlined
@@ -125,7 +130,7 @@ def _apply_piece(a: Any, piece: Any, offset: Any, scratch: Any, size: Any, real:
         keep = a.keep + at if a.keep else 0
         apply_run(
             a.x + at, keep, a.y + at, length, parameters[c], parameters[a.width + c], parameters[2 * a.width + c],
-            real(a.slope), real(a.limit), a.past, real,
+            real(a.fall), real(a.limit), a.past, size, real,
         )  # fmt: skip
     else:
         _, at, count, column, width = _block(a, piece, size)
@@ -138,7 +143,7 @@ def _apply_rows(a: Any, at: Any, count: Any, width: Any, column: Any, scratch: A
     gap = a.width * size
     apply_rows(
         a.x + at, keep, a.y + at, count, width, gap, scratch + a.parameters + column * size, gap,
-        real(a.slope), real(a.limit), a.past, size, real,
+        real(a.fall), real(a.limit), a.past, size, real,
     )  # fmt: skip
 
 
@@ -217,8 +222,10 @@ def _backward_pieces(a: Any, example: Any, begin: Any, end: Any, scratch: Any, o
     if a.phases & GRADIENT:
         if a.tails and end == a.pieces:
             _gradient_rows(a, offset + tail, 1, a.tails * a.channels, 0, scratch, size, real)
-        for piece in range(end - 1, begin - 1, -1):
-            _gradient_of_piece(a, piece, offset, scratch, size, real)
+        group = _RUNS if a.chunk else 1
+        for last in range(end, begin, -group):
+            for piece in range(max(begin, last - group), last):
+                _gradient_of_piece(a, piece, offset, scratch, size, real)
 
 
 @inlined
@@ -231,7 +238,7 @@ def _sums_of_piece(a: Any, piece: Any, offset: Any, scratch: Any, own: Any, size
         partial = carray(pointer(scratch + 16 * unit * a.width), (2 * a.width,), np.float64)
         first, second = sums_of_run(
             a.g + at, a.x + at, keep, masked, length, p[c], p[a.width + c], p[2 * a.width + c],
-            real(a.slope), real(a.floor), real(a.limit), real,
+            real(a.slope), real(a.floor), real(a.limit), a.past, real,
         )  # fmt: skip
         partial[c] = first
         partial[a.width + c] = second
@@ -248,7 +255,7 @@ def _sums_of_rows(
     gap, partial = a.width * size, scratch + 16 * unit * a.width + 8 * column
     sums_of_rows(
         a.g + at, a.x + at, keep, masked, count, width, gap, own + a.parameters + column * size, gap, own + a.lanes,
-        partial, partial + 8 * a.width, real(a.slope), real(a.floor), real(a.limit), size, real,
+        partial, partial + 8 * a.width, real(a.slope), real(a.floor), real(a.limit), a.past, size, real,
     )  # fmt: skip
 
 
@@ -261,7 +268,7 @@ def _gradient_of_piece(a: Any, piece: Any, offset: Any, scratch: Any, size: Any,
         g, slope, floor, limit = _before_activation(a, real)
         gradient_run(
             g + at, a.x + at, a.dx + at, length, p[c], p[w + c], p[2 * w + c], p[3 * w + c], p[4 * w + c],
-            slope, floor, limit, a.past, real,
+            slope, floor, limit, a.past, size, real,
         )  # fmt: skip
     else:
         _, at, count, column, width = _block(a, piece, size)

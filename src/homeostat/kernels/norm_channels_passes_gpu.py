@@ -21,7 +21,7 @@ from homeostat.kernels.launch_gpu import real
 from homeostat.kernels.norm_rows_gpu import deviation, rectified
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples", "groups", "tiles", "steps", "runs", "strips"])
 def moments(
     x, partial, examples: tl.int64, channels: tl.int64, positions: tl.int64, groups: tl.int32, tiles: tl.int64,
     steps: tl.int32, runs: tl.int32, strips: tl.int32,
@@ -53,7 +53,7 @@ def moments(
     tl.store(own + 2 * size, tl.sum(squares, 0) - rest * beyond, mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples", "groups", "tiles", "channels", "positions", "steps", "runs", "rows", "sets"])
 def merge(
     partial, means, variances, found, examples: tl.int64, channels: tl.int64, positions: tl.int64, groups: tl.int32,
     tiles: tl.int64, steps: tl.int32, runs: tl.int32, rows: tl.int64, sets: tl.int64,
@@ -89,7 +89,7 @@ def merge(
         tl.store(found + 2 * sets + index, around)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples", "groups", "tiles", "strips", "eps", "slope"])
 def apply(
     x, y, residual, means, variances, weight, bias, examples: tl.int64, channels: tl.int64, positions: tl.int64,
     groups: tl.int32, tiles: tl.int32, strips: tl.int32, eps: tl.int64, slope: tl.int64,
@@ -111,7 +111,7 @@ def apply(
     tl.store(y + at, z.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples", "groups", "tiles", "steps", "runs", "strips", "eps", "slope"])
 def sums(
     x, grad, output, means, variances, weight, bias, masked, partial, examples: tl.int64, channels: tl.int64,
     positions: tl.int64, groups: tl.int32, tiles: tl.int64, steps: tl.int32, runs: tl.int32, strips: tl.int32,
@@ -143,7 +143,7 @@ def sums(
     tl.store(own, tl.sum(second, 0), mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "channels", "groups", "runs", "sets"])
 def merge_sums(
     partial, totals, dw, db, weight, rows: tl.int64, channels: tl.int64, groups: tl.int32, runs: tl.int32,
     sets: tl.int64, GROUPED: tl.constexpr, BLOCK: tl.constexpr,
@@ -170,7 +170,7 @@ def merge_sums(
         tl.store(dw + index, two.to(dw.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples", "groups", "tiles", "strips", "eps", "slope", "share"])
 def apply_gradient(
     x, grad, dx, means, variances, weight, bias, totals, counts, examples: tl.int64, channels: tl.int64,
     positions: tl.int64, groups: tl.int32, tiles: tl.int32, strips: tl.int32, eps: tl.int64, slope: tl.int64,
@@ -196,10 +196,7 @@ def apply_gradient(
         scale = _weighted(scale, weight, c, channels, REAL)
     if totals is not None:
         index = _index(example, c, channels, groups, GROUPED)
-        if counts is not None:
-            part = 1 / tl.load(counts + c, mask=c < channels, other=1)
-        else:
-            part = real(share, tl.float64)
+        part = 1 / tl.load(counts + c, mask=c < channels, other=1) if counts is not None else real(share, tl.float64)
         size = examples * groups if GROUPED else channels
         first = (tl.load(totals + index, mask=c < channels, other=0) * part).to(REAL)
         second = (tl.load(totals + size + index, mask=c < channels, other=0) * part).to(REAL)
@@ -246,11 +243,7 @@ def _tile(example, begin, c, channels, positions, LAST: tl.constexpr, HEIGHT: tl
 @triton.jit
 def _index(example, c, channels, groups, GROUPED: tl.constexpr):
     """The number of the set that a channel of an example belongs to."""
-    if GROUPED:
-        index = example * groups + c // (channels // groups)
-    else:
-        index = c
-    return index
+    return example * groups + c // (channels // groups) if GROUPED else c
 
 
 @triton.jit

@@ -5,6 +5,7 @@ Checks, choice of the backend and gradient; the arithmetic is in `norm_rows_cpu`
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -113,6 +114,7 @@ def _compute_gradient(
     return module.gradient(grad, input, weight, bias, output, statistics, length, groups, eps, center, slope, affine)
 
 
+@cache
 def _implementation(backend: str) -> ModuleType:
     if backend == "numba":
         from homeostat.kernels import norm_rows_cpu

@@ -147,25 +147,31 @@ def constant(value: float, size: int, dtype: torch.dtype) -> Tensor:
 
 
 @njit(inline="always")
-def moments(x: Any, n: Any, few: Any, center: Any) -> Any:
-    """Mean and sum of squared deviations of n values, float64; `few` is min(n, PILOT) in the values' precision.
-
-    One pass over deviations from the mean of the first few. That one is at most sqrt(n / few) standard deviations off,
-    whatever the values, so that the sums lose no more than a factor of 1 + n / few of their last digit.
-    Source: shifted data, Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115.
-    """
-    about, first, second = few - few, few - few, few - few
+def pilot(x: Any, n: Any, few: Any, center: Any) -> Any:
+    """The mean of the first PILOT values, or of all if they are fewer; `few` is one over their number."""
+    about = few - few
     if center:
         for i in range(min(n, PILOT)):
             about += x[i]
-        about /= few
+    return about * few
+
+
+@njit(inline="always")
+def moments(x: Any, n: Any, about: Any, inverse: Any, center: Any) -> Any:
+    """Mean and sum of squared deviations of n values, float64, given their `pilot` and 1 / n.
+
+    One pass over deviations from the pilot. That is at most sqrt(n / PILOT) standard deviations off, whatever the
+    values, so that the sums lose no more than a factor of 1 + n / PILOT of their last digit.
+    Source: shifted data, Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115.
+    """
+    first, second = about - about, about - about
     for i in range(n):
         d = x[i] - about
         first += d
         second += d * d
     if not center:
         return 0.0, np.float64(second)
-    shift = np.float64(first) / n
+    shift = np.float64(first) * inverse
     return np.float64(about) + shift, np.float64(second) - shift * np.float64(first)
 
 
@@ -220,19 +226,26 @@ def _forward(real: Any) -> Any:
         variance = carray(pointer(a.statistics + 8 * a.rows), (a.rows,), np.float64)
         slope = real(a.slope)
         floor = relu if slope == zero else leaky  # 0 * -inf is NaN, relu(-inf) is 0
+        few, inverse = real(1 / min(a.length, PILOT)), 1 / min(a.length, CHUNK)
+        per_value = 1 / a.length
         begin, end = share(a, a.rows)
+        n, following = a.length, zero
         for row in range(begin, end):
-            at, column, n = row * a.length * size, row % a.groups * a.length * size, a.length
+            at, column = row * n * size, row % a.groups * n * size
             x, y = carray(pointer(a.x + at), (n,), real), carray(pointer(a.y + at), (n,), real)
-            m, m2 = moments(x, min(n, CHUNK), real(min(n, PILOT)), a.center)
+            about = following if row > begin else pilot(x, n, few, a.center)
+            m, m2 = moments(x, min(n, CHUNK), about, inverse, a.center)
             count = np.float64(min(n, CHUNK))
             for offset in range(CHUNK, n, CHUNK):
                 some = min(CHUNK, n - offset)
                 part = carray(pointer(a.x + at + offset * size), (some,), real)
-                m_, m2_ = moments(part, some, real(min(some, PILOT)), a.center)
+                about = pilot(part, some, real(1 / min(some, PILOT)), a.center)
+                m_, m2_ = moments(part, some, about, 1 / some, a.center)
                 m, m2, count = merged(m, m2, count, m_, m2_, np.float64(some))
-            mean[row], variance[row] = m, m2 / n
-            high, scale, shift = standardization(m, m2 / n, a.eps, real)
+            if row + 1 < end:  # early, so that memory works on the next row while this one is written
+                following = pilot(carray(pointer(a.x + at + n * size), (n,), real), n, few, a.center)
+            mean[row], variance[row] = m, m2 * per_value
+            high, scale, shift = standardization(m, m2 * per_value, a.eps, real)
             w, b = carray(pointer(a.weight + column), (n,), real), carray(pointer(a.bias + column), (n,), real)
             r = carray(pointer(a.residual + at), (n,), real)
             express(x, w, b, r, y, n, (high, scale, shift, slope, floor, zero, one), a.residual != 0)
@@ -304,6 +317,7 @@ def _backward(real: Any) -> Any:
         rows, n, columns, slope = a.examples * a.groups, a.length, a.length * a.groups, real(a.slope)
         mean = carray(pointer(a.statistics), (rows,), np.float64)
         variance = carray(pointer(a.statistics + 8 * rows), (rows,), np.float64)
+        inverse = real(1 / n)
         begin, end = share(a, (a.examples + a.per - 1) // a.per)
         for unit in range(begin, end):
             dws, dbs = a.dw + unit * a.stride, a.db + unit * a.stride
@@ -324,8 +338,8 @@ def _backward(real: Any) -> Any:
                     b, y = carray(pointer(a.bias + column), (n,), real), carray(pointer(a.y + at), (n,), real)
                     rectify(g, x, w, b, y, n, numbers, slope, zero, a.y != 0, d)
                 first, second = sums(d, x, w, n, numbers, zero)
-                first = first / real(n) if a.center else zero
-                second /= real(n)
+                first = first * inverse if a.center else zero
+                second *= inverse
                 if a.dw:
                     dw, db = carray(pointer(dws + column), (n,), real), carray(pointer(dbs + column), (n,), real)
                     accumulate(d, x, n, numbers, dw, db)

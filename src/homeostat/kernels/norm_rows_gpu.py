@@ -57,7 +57,7 @@ def normalize_runs(
     center: bool,
     slope: float,
 ) -> Tensor:
-    """The same for a contiguous x, where every value of weight and bias belongs to `repeat` neighbors; writes mean, variance."""
+    """For a contiguous x; each value of weight and bias belongs to `repeat` neighbors. Writes mean and variance."""
     y = torch.empty_like(x)
     if x.numel():
         block, tile = _tile(length)
@@ -105,7 +105,7 @@ def gradient(
         if affine and not fused:
             launch(
                 _parameter_sums, parts * groups * triton.cdiv(length, _COLUMNS), x, *tensors, partial, *numbers, parts,
-                **settings, ROWS=16, BLOCK=_COLUMNS,
+                warps=8, **settings, ROWS=16, BLOCK=_COLUMNS,
             )  # fmt: skip
     sums = partial.sum(1) if affine else None
     return dx, _parameter(sums, 0, weight, x), _parameter(sums, 1, bias, x), dr
@@ -159,10 +159,10 @@ def deviation(value, mean, REAL: tl.constexpr):
     return (value - high) - low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "groups", "repeat", "eps", "slope", "inverse"])
 def _normalize(
-    x, y, weight, bias, residual, means, variances, rows: tl.int64, length: tl.int64, groups: tl.int32, repeat: tl.int32,
-    eps: tl.int64, slope: tl.int64, inverse: tl.int64, REAL: tl.constexpr, CENTER: tl.constexpr,
+    x, y, weight, bias, residual, means, variances, rows: tl.int64, length: tl.int64, groups: tl.int32,
+    repeat: tl.int32, eps: tl.int64, slope: tl.int64, inverse: tl.int64, REAL: tl.constexpr, CENTER: tl.constexpr,
     RECTIFIED: tl.constexpr, PER_ROW: tl.constexpr, REPEATED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     LONG: tl.constexpr,
 ):  # fmt: skip
@@ -181,7 +181,7 @@ def _normalize(
         if CENTER:
             high = tl.sum(value, 1) / BLOCK
         rest, squares = tl.zeros((ROWS, BLOCK), REAL), tl.zeros((ROWS, BLOCK), REAL)
-        for chunk in range(0, tl.cdiv(length, BLOCK)):
+        for chunk in range(tl.cdiv(length, BLOCK)):
             at = chunk * BLOCK + column
             inside = present[:, None] & (at < length)[None, :]
             value = tl.load(x + begin + at[None, :], mask=inside, other=0).to(REAL)
@@ -193,7 +193,7 @@ def _normalize(
             low = tl.sum(rest, 1) * share
             variance = tl.maximum(variance - low * low, 0, propagate_nan=tl.PropagateNan.ALL)
         scale = tl.rsqrt(variance + real(eps, REAL))
-        for chunk in range(0, tl.cdiv(length, BLOCK)):
+        for chunk in range(tl.cdiv(length, BLOCK)):
             at = chunk * BLOCK + column
             inside = present[:, None] & (at < length)[None, :]
             value = tl.load(x + begin + at[None, :], mask=inside, other=0).to(REAL)
@@ -274,7 +274,7 @@ def _parameters(parameter, first, channel, wanted, inside, PER_ROW: tl.constexpr
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples", "groups", "eps", "slope", "inverse", "steps", "runs"])
 def _gradient(
     x, grad, weight, bias, output, statistics, dx, masked, partial, examples: tl.int64, length: tl.int64,
     groups: tl.int32, eps: tl.int64, slope: tl.int64, inverse: tl.int64, steps: tl.int32, runs: tl.int32,
@@ -287,14 +287,14 @@ def _gradient(
     column = tl.arange(0, BLOCK)
     share = real(inverse, REAL)
     dw, db = tl.zeros((ROWS, BLOCK), REAL), tl.zeros((ROWS, BLOCK), REAL)
-    for step in range(0, steps):
+    for step in range(steps):
         example = (run * steps + step) * ROWS + tl.arange(0, ROWS)
         present = example < examples
         row = example * groups + group
         mean, scale = _statistics(statistics, row, present, examples * groups, eps, REAL, CENTER)
         first, second = tl.zeros((ROWS,), REAL), tl.zeros((ROWS,), REAL)
         if LONG:
-            for chunk in range(0, tl.cdiv(length, BLOCK)):
+            for chunk in range(tl.cdiv(length, BLOCK)):
                 at = chunk * BLOCK + column
                 d, z = _before(
                     x, grad, weight, bias, output, row, present, at, group, length, mean, scale, slope, REAL, RECTIFIED
@@ -302,7 +302,7 @@ def _gradient(
                 d = _weighted(d, weight, group, at, length, REAL)
                 first += tl.sum(d, 1)
                 second += tl.sum(d * z, 1)
-            for chunk in range(0, tl.cdiv(length, BLOCK)):
+            for chunk in range(tl.cdiv(length, BLOCK)):
                 at = chunk * BLOCK + column
                 d, z = _before(
                     x, grad, weight, bias, output, row, present, at, group, length, mean, scale, slope, REAL, RECTIFIED
@@ -336,7 +336,7 @@ def _gradient(
         tl.store(at + runs * groups * length, tl.sum(db, 0), mask=column < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples", "groups", "eps", "slope", "inverse", "parts"])
 def _parameter_sums(
     x, grad, weight, bias, output, statistics, partial, examples: tl.int64, length: tl.int64, groups: tl.int32,
     eps: tl.int64, slope: tl.int64, inverse: tl.int64, parts: tl.int32,

@@ -22,6 +22,7 @@ from homeostat.kernels.norm_rows_cpu import (
     express,
     merged,
     moments,
+    pilot,
     rectify,
     standardization,
     sums,
@@ -79,13 +80,14 @@ def _forward(real: Any) -> Any:
                     m, m2, count = merged(
                         m, m2, count, means[at], squares[at], np.float64(min(CHUNK, a.length - chunk * CHUNK))
                     )
-                mean[unit], variance[unit] = m, m2 / a.length
+                mean[unit], variance[unit] = m, m2 * (1 / a.length)
                 continue
             row, offset = unit // a.chunks, unit % a.chunks * CHUNK
             n, at = min(CHUNK, a.length - offset), (row * a.length + offset) * size
             x = carray(pointer(a.x + at), (n,), real)
             if a.phase == 0:
-                means[unit], squares[unit] = moments(x, n, real(min(n, PILOT)), a.center)
+                about = pilot(x, n, real(1 / min(n, PILOT)), a.center)
+                means[unit], squares[unit] = moments(x, n, about, 1 / n, a.center)
                 continue
             high, scale, shift = standardization(mean[row], variance[row], a.eps, real)
             column = (row % a.groups * a.length + offset) * size

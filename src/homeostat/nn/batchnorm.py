@@ -69,21 +69,23 @@ class _BatchNorm(_Fused, nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """activation(norm(input) + residual); see `homeostat.nn.functional.batch_norm`."""
         self._check_input_dim(input)
-        training, momentum = self.training, self.momentum
-        mean = variance = None
+        training = self.training
+        momentum: float | Tensor | None = self.momentum
+        mean = variance = count = None
         if self.track_running_stats or not training:
             mean, variance = self.running_mean, self.running_var
         if training and self.track_running_stats:
             count = self.num_batches_tracked
-            if count is not None:
-                count.add_(1)
-                if momentum is None:  # cumulative average; a tensor, so that compiled code need not wait for its value
-                    momentum = count.double().reciprocal()
-        return batch_norm(
+            if momentum is None and count is not None:  # a tensor: compiled code need not wait for its value
+                momentum = (count + 1).double().reciprocal()
+        output = batch_norm(
             input, mean, variance, self.weight, self.bias, training or (mean is None and variance is None),
             0.0 if momentum is None else momentum, self.eps,
             activation=self.activation, residual=residual, unbiased=self.unbiased, backend=self.backend,
         )  # fmt: skip
+        if count is not None:
+            count.add_(1)
+        return output
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -56,9 +56,8 @@ def batch_norm(
     if training:
         count = input.numel() // input.shape[1]
         if count == 1:
-            raise invalid(
-                where, "input", "have more than 1 value per channel in training", input, "Raise the batch size, or use layer, group or RMS norm."
-            )
+            cure = "Raise the batch size, or use layer, group or RMS norm."
+            raise invalid(where, "input", "have more than 1 value per channel in training", input, cure)
         _check_eps(where, eps, eps > 0)
         output, mean, variance = norm_channels.normalize(input, weight, bias, residual, 0, eps, slope, backend)
         if count and (running_mean is not None or running_var is not None):

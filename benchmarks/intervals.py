@@ -4,7 +4,7 @@ Each row of the first table plants effects and seed differences in a synthetic o
 how often the interval of each effect covers the planted one: the calibrated interval that homeostat reports, and for
 comparison the plain t-interval from the HC3 error. The second table runs whole analyses: how often something is
 recommended, whether the interval of its gain covers, and whether that of the two-factor model would have. Run:
-python benchmarks/coverage.py [studies]
+python benchmarks/intervals.py [studies]
 """
 
 from __future__ import annotations
