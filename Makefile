@@ -39,7 +39,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' -c constraints.txt
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/randomness.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/intervals.py
 

@@ -1,4 +1,7 @@
-"""Triton's kernels are tested on a GPU where there is one, else in its interpreter, which must be asked for first."""
+"""How kernels are tested: small tensors use several threads too, and Triton runs without a GPU.
+
+Triton's kernels run on a GPU where there is one, else in Triton's interpreter, which must be asked for first.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,16 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from homeostat.kernels import launch
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+
+@pytest.fixture(autouse=True)
+def threads_for_small_work(monkeypatch):
+    """Let tensors of a test's size be divided among threads."""
+    monkeypatch.setattr(launch, "ELEMENTS_PER_THREAD", 512)
 
 
 @pytest.fixture(scope="session")

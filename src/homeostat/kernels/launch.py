@@ -28,8 +28,8 @@ from llvmlite import binding, ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-ELEMENTS_PER_THREAD = 8192
-"""The least work that a second thread is woken for: below it, waking costs more than the thread saves."""
+ELEMENTS_PER_THREAD = 32768
+"""The least work that a second thread is woken for, as in torch: below it, waiting for it may cost more than it saves."""
 
 FASTMATH = {"contract", "nsz", "reassoc"}
 """What the compiler may do with sums and products: nothing that assumes away NaN and infinities."""

@@ -35,7 +35,7 @@ from homeostat.kernels.norm_channels_passes_cpu import (
 _UNIT = 32768  # elements of a unit of work: some hundred rows, so that few float64 sums are left to merge
 _UNITS = 64  # at most: they divide evenly among threads
 _MERGED = 65536  # float64 sums to merge, at most, where rows are wide
-_FOLDED = 256  # columns that narrow rows are folded to, at least: then loops over columns are long enough
+_FOLDED = 128  # columns that narrow rows are folded to, at least: then loops over columns are long enough
 _STRIP = 512  # columns of a piece, at most: its parameters stay in the first level of the cache
 _CHUNK = 4096  # positions of a run, at most
 
