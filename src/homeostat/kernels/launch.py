@@ -29,7 +29,7 @@ from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 ELEMENTS_PER_THREAD = 32768
-"""The least work that a second thread is woken for, as in torch: below it, waiting for it may cost more than it saves."""
+"""The least work that a second thread is woken for, as in torch; waiting for it may cost more than less work does."""
 
 FASTMATH = {"contract", "nsz", "reassoc"}
 """What the compiler may do with sums and products: nothing that assumes away NaN and infinities."""

@@ -68,7 +68,7 @@ class Operator:
             return self.transformed.apply(*args)
         if self.eager is None or not torch.is_grad_enabled():
             return self.compute(*args)
-        return self.eager.apply(*args)
+        return self.eager(*args)
 
     def _loop(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """The batching rule of an operator without its own: one example after the other."""
@@ -100,20 +100,26 @@ def _unless_undefined(gradient: Callable[..., Any], arguments: int) -> Callable[
     """The gradient formula, for outputs at least one of which has a gradient."""
 
     def formula(ctx: Any, *grads: Tensor | None) -> Any:
-        return gradient(ctx, *grads) if any(grad is not None for grad in grads) else (None,) * arguments
+        if grads[0] is None and all(grad is None for grad in grads):
+            return (None,) * arguments
+        return gradient(ctx, *grads)
 
     return formula
 
 
 def _eager_function(name: str, compute: Any, setup: Any, gradient: Any) -> Any:
-    """The autograd function of an operator for eager code; this form of it costs the least."""
+    """The autograd function of an operator for eager code; this form of it costs the least.
+
+    `apply` is the base class's: torch.autograd.Function's own only adds tests for torch.func, which `Operator` makes.
+    """
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = compute(*args)
         setup(ctx, args, output)
         return output
 
-    return _autograd_function(f"homeostat_{name}", forward=forward, backward=gradient)
+    function = _autograd_function(f"homeostat_{name}", forward=forward, backward=gradient)
+    return vars(torch._C._FunctionBase)["apply"].__get__(None, function)
 
 
 def _transformed_function(name: str, operator: Operator, setup: Any, gradient: Any, rule: Any) -> Any:
