@@ -28,6 +28,7 @@ from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 
 _STUDY_KEYS = ("task", "target", "seeds", "design", "resolution", "response", "margin", "recipe", "factors")
+_CHECKING = "Trying everything on one batch (the first time on a machine, kernels are compiled: some seconds) ..."
 
 
 def study(
@@ -48,7 +49,7 @@ def study(
     if not request.get("task"):
         raise invalid("study", "the task", "be named", None, "Example: homeostat study digits.")
     recipe = _recipe(recipe_file, request.get("recipe", {}), settings, base)
-    with console.status(f"Reading {escape(str(request['task']))} ..."):
+    with console.status(f"Reading {escape(str(request['task']))} ...") as status:
         task = load_task(request["task"], target=request.get("target"), seed=data_seed)
         factors = as_factors(request["factors"]) if request.get("factors") else _five_techniques(task)
         _check_names(factors)
@@ -57,6 +58,7 @@ def study(
         response = request.get("response", objective.response)
         if response not in objective.goals:
             raise unknown("study", "response", response, objective.goals)
+        status.update(_CHECKING)
         objective.check(design.config(treatment) for treatment in design.treatments.index)
     running = Study(
         objective,
@@ -102,9 +104,10 @@ def fit(
     console = Console()
     _check_out(out)
     recipe = _recipe(recipe_file, {}, settings, base)
-    with console.status(f"Reading {escape(spec)} ..."):
+    with console.status(f"Reading {escape(spec)} ...") as status:
         task = load_task(spec, target=target, seed=data_seed)
         objective = Objective(task, recipe)
+        status.update(_CHECKING)
         objective.check([{}])
     with _epochs(console, recipe.epochs) as show:
         done = fit_recipe(task, recipe, seed, directory=Path(out) / "checkpoints" if out else None, on_epoch=show)
