@@ -1,8 +1,7 @@
 """Memory for large outputs. Not random.
 
-Allocators return large blocks to the system at once, so every large output is made of fresh pages, and the system
-hands out pages of 4 KB one by one: for 64 MB that takes longer than dropout or normalization. Linux gives pages of
-2 MB to whoever asks.
+Allocators often return large blocks to the system, so a large output is made of fresh pages, and the system hands out
+pages of 4 KB one by one: that can take longer than dropout or normalization. Linux gives pages of 2 MB to whoever asks.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGE = 32 * 2**20
-"""Bytes from which on glibc never keeps a freed block for the next call."""
+LARGE = 8 * 2**20
+"""Bytes from which on large pages are asked for."""
 
 _PAGE = 2 * 2**20
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from homeostat.kernels.allocation import empty_like
 from homeostat.kernels.launch import threads_for
 from homeostat.kernels.layout import dense, dense_like
-from homeostat.kernels.memory_cpu import LARGE, passes_the_cache
+from homeostat.kernels.memory_cpu import passes_the_cache
 from homeostat.kernels.norm_channels_passes_cpu import (
     APPLY,
     GRADIENT,
@@ -57,7 +57,7 @@ def normalize(
     x, last = dense(input)
     shape = (x.shape[0], groups) if groups else x.shape[1]
     if not x.numel():
-        return empty_like(x, LARGE), torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        return empty_like(x), torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     mean, variance = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
     phases = (MOMENTS, MERGE | PREPARE, APPLY)
     return _forward(phases, x, last, mean, variance, weight, bias, residual, groups, eps, slope), mean, variance
@@ -76,7 +76,7 @@ def affine(
     """See `homeostat.kernels.norm_channels.affine`."""
     x, last = dense(input)
     if not x.numel():
-        return empty_like(x, LARGE)
+        return empty_like(x)
     mean, variance = _statistics_like(x, mean, variance)
     return _forward((PREPARE, APPLY), x, last, mean, variance, weight, bias, residual, 0, eps, slope)
 
@@ -142,7 +142,7 @@ def gradient_sums(
     """See `homeostat.kernels.norm_channels.gradient_sums`."""
     x, last = dense(input)
     sums = x.new_zeros((2, x.shape[1]), dtype=torch.float64)
-    masked = _NOTHING[x.dtype] if output is None else empty_like(x, LARGE)
+    masked = _NOTHING[x.dtype] if output is None else empty_like(x)
     if x.numel():
         keep = None if output is None else dense_like(output, x, last)
         places = (dense_like(grad, x, last), x, keep, masked, None)
@@ -164,7 +164,7 @@ def input_gradient(
 ) -> Tensor:
     """See `homeostat.kernels.norm_channels.input_gradient`."""
     x, last = dense(input)
-    dx = empty_like(x, LARGE)
+    dx = empty_like(x)
     if x.numel():
         places = (dense_like(grad, x, last), x, None, None, dx)
         count, mean, squares = statistics.double().contiguous()
@@ -188,7 +188,7 @@ def _forward(
     slope: float,
 ) -> Tensor:
     """Run phases of the forward kernel; returns the output, without content where APPLY is not among them."""
-    y = empty_like(x, LARGE) if APPLY in phases else x
+    y = empty_like(x) if APPLY in phases else x
     keep = None if residual is None else dense_like(residual, x, last)
     weight, bias = _contiguous(weight), _contiguous(bias)
     dtype, elements = x.dtype, x.numel()
@@ -227,10 +227,10 @@ def _backward(
     """All gradients; share: 1 / elements of a channel that the statistics are computed from, 0 for constants."""
     channels = x.shape[1]
     if not x.numel():
-        return empty_like(x, LARGE), x.new_zeros(channels), x.new_zeros(channels), empty_like(x, LARGE)
-    dx, weight_grad, bias_grad = empty_like(x, LARGE), x.new_empty(channels), x.new_empty(channels)
+        return empty_like(x), x.new_zeros(channels), x.new_zeros(channels), empty_like(x)
+    dx, weight_grad, bias_grad = empty_like(x), x.new_empty(channels), x.new_empty(channels)
     keep = None if output is None else dense_like(output, x, last)
-    masked = _NOTHING[x.dtype] if keep is None else empty_like(x, LARGE)
+    masked = _NOTHING[x.dtype] if keep is None else empty_like(x)
     _launch_backward(
         (SUMS, MERGE_SUMS | PREPARE_GRADIENT | TOTAL, GRADIENT), (dense_like(grad, x, last), x, keep, masked, dx), last,
         (mean, variance, weight, bias), (None, weight_grad, bias_grad), groups, eps, slope, share,

@@ -15,6 +15,7 @@ import torch
 from numba import carray, njit
 from torch import Tensor
 
+from homeostat.kernels.allocation import empty_like
 from homeostat.kernels.launch import Fields, kernel, pointer, share, threads_for
 
 CHUNK = 1024
@@ -49,7 +50,7 @@ def normalize(
 ) -> tuple[Tensor, Tensor]:
     """See `homeostat.kernels.norm_rows.norm_rows`."""
     x, size, columns = input.contiguous(), input.numel(), length * groups
-    y = torch.empty_like(x)
+    y = empty_like(x)
     if not size:
         return y, torch.empty((2, 0), dtype=torch.float64)
     rows = size // length
@@ -88,8 +89,8 @@ def gradient(
     w = constant(1.0, columns, x.dtype) if weight is None else weight.contiguous()
     b = constant(0.0, columns, x.dtype) if bias is None else bias.contiguous()
     y = output if output is None else output.contiguous()
-    dx = torch.empty_like(x)
-    dr = torch.empty(0, dtype=x.dtype) if y is None else torch.empty_like(y)
+    dx = empty_like(x)
+    dr = torch.empty(0, dtype=x.dtype) if y is None else empty_like(y)
     dw, db = torch.empty_like(w) if affine else dr, torch.empty_like(b) if affine else dr
     places: tuple[int, ...] = (
         g.data_ptr(), x.data_ptr(), w.data_ptr(), b.data_ptr(), 0 if y is None else y.data_ptr(),
