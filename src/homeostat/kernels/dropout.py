@@ -82,7 +82,19 @@ def _compute(
 ) -> Tensor:
     _check(input, seed, p, dims, example, position)
     module = _implementation(choose("dropout", input, backend))
-    return module.dropout(input, seed, p, dims, example, position)
+    output: Tensor = module.dropout(input, seed, p, dims, example, position)
+    if output.stride() == input.stride():
+        return output
+    like = _empty(input, dims)
+    return output if output.stride() == like.stride() else like.copy_(output)
+
+
+def _empty(input: Tensor, dims: int) -> Tensor:
+    """Memory for the output: in the order of the input's dimensions, in which torch's dropout has it too."""
+    form = layout(input, dims)
+    if form is torch.contiguous_format and not input.is_contiguous():
+        form = torch.preserve_format
+    return torch.empty_like(input, memory_format=form)
 
 
 def _check(input: Tensor, seed: Tensor, p: float, dims: int, example: int, position: int) -> None:
@@ -112,7 +124,7 @@ def _shape(
     input: Tensor, seed: Tensor, p: float, dims: int, example: int, position: int, backend: str | None
 ) -> Tensor:
     _check(input, seed, p, dims, example, position)
-    return torch.empty_like(input, memory_format=layout(input, dims))
+    return _empty(input, dims)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -155,7 +167,7 @@ Args:
     example, position: where the input begins in a larger batch, and in larger examples that are cut along their
         places: parts of a batch get the masks of the whole.
     backend: see `homeostat.kernels.backend`; None chooses.
-Returns: a new tensor; channels are last in memory if they are in the input.
+Returns: a new tensor; its dimensions follow one another in memory as the input's do.
 Raises: InvalidValue, InvalidType for arguments outside of what is said above.
 Source: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html, where p is that of keeping.
 """

@@ -55,6 +55,8 @@ class Operator:
         if gradient is not None:
             gradient = _unless_undefined(gradient, len(self.dispatched._schema.arguments))
             torch.library.register_autograd(qualified, gradient, setup_context=setup, lib=_LIBRARY)
+        arguments = enumerate(self.dispatched._schema.arguments)
+        self.tensors = tuple(place for place, argument in arguments if "Tensor" in str(argument.type))
         rule = batch or self._loop
         torch.library.register_vmap(qualified, rule, lib=_LIBRARY)
         self.eager = None if gradient is None else _eager_function(name, compute, setup, gradient)
@@ -64,6 +66,10 @@ class Operator:
         """The operator's value; differentiable where it has a gradient."""
         if not _is_eager(args[0]):
             return self.dispatched(*args)
+        for place in self.tensors:
+            tensor = args[place]
+            if tensor is not None and tensor.is_neg():  # its memory holds the negative of its values
+                return self(*[a.resolve_neg() if isinstance(a, Tensor) else a for a in args])
         if _functorch.maybe_current_level() is not None:
             return self.transformed.apply(*args)
         if self.eager is None or not torch.is_grad_enabled():

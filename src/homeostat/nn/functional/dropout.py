@@ -107,9 +107,10 @@ def dropout2d(
     if input.dim() < 2:
         raise invalid("dropout2d", "input", "have 4 dimensions, (N, C, H, W)", input)
     if input.dim() != 4:
-        _warn(
-            "dropout2d: an input of other than 4 dimensions is read as (N, C, ...); dropout1d is meant for (N, C, L)."
-        )
+        text = "Its input should have 4 dimensions, (N, C, H, W), and is read as (N, C, ...)"
+        if input.dim() == 3:
+            text += ", assuming that channel-wise 1D dropout behavior is desired, which is dropout1d's"
+        _warn(f"Received a {input.dim()}-D input to dropout2d. {text}.")
     return _channels("dropout2d", input, p, training, inplace, True, generator, seed, offset, backend)
 
 
@@ -133,7 +134,8 @@ def dropout3d(
     if input.dim() < 1:
         raise invalid("dropout3d", "input", "have 4 or 5 dimensions, (C, D, H, W) or (N, C, D, H, W)", input)
     if input.dim() not in (4, 5):
-        _warn("dropout3d: an input of other than 4 or 5 dimensions is read as (C, ...).")
+        text = "Its input should have 4 or 5 dimensions, (C, D, H, W) or (N, C, D, H, W), and is read as (C, ...)."
+        _warn(f"Received a {input.dim()}-D input to dropout3d. {text}")
     batched = input.dim() == 5
     return _channels("dropout3d", input, p, training, inplace, batched, generator, seed, offset, backend)
 

@@ -54,6 +54,9 @@ def batch_norm(
     slope, after = split(where, activation)
     norm_channels.check(where, input, weight, bias, residual, running_mean, running_var)
     if training:
+        if (running_mean is None) is not (running_var is None):
+            name = "running_mean" if running_mean is None else "running_var"
+            raise invalid(where, name, "be given where the other running statistic is", None, "Give both or neither.")
         count = input.numel() // input.shape[1]
         if count == 1:
             cure = "Raise the batch size, or use layer, group or RMS norm."
@@ -148,7 +151,6 @@ def group_norm(
     where = "group_norm"
     slope, after = split(where, activation)
     norm_channels.check(where, input, weight, bias, residual)
-    _check_eps(where, eps, eps >= 0)
     shape = input.shape
     if num_groups < 1 or shape[1] % num_groups:
         raise invalid(where, "num_groups", f"be positive and divide the {shape[1]} channels", num_groups)
