@@ -92,7 +92,7 @@ def _compute(
 def _empty(input: Tensor, dims: int) -> Tensor:
     """Memory for the output: in the order of the input's dimensions, in which torch's dropout has it too."""
     form = layout(input, dims)
-    if form is torch.contiguous_format and not input.is_contiguous():
+    if form is torch.contiguous_format and not 2 < dims < input.dim() and not input.is_contiguous():
         form = torch.preserve_format
     return torch.empty_like(input, memory_format=form)
 
@@ -167,7 +167,7 @@ Args:
     example, position: where the input begins in a larger batch, and in larger examples that are cut along their
         places: parts of a batch get the masks of the whole.
     backend: see `homeostat.kernels.backend`; None chooses.
-Returns: a new tensor; its dimensions follow one another in memory as the input's do.
+Returns: a new tensor; its dimensions follow one another in memory as the input's do, except for 2 < dims < input.dim().
 Raises: InvalidValue, InvalidType for arguments outside of what is said above.
 Source: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html, where p is that of keeping.
 """

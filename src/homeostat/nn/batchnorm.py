@@ -7,38 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat.errors import invalid, unknown
-from homeostat.kernels import BACKENDS
-from homeostat.nn.activation import split
+from homeostat.errors import invalid
 from homeostat.nn.functional.norm import batch_norm
+from homeostat.nn.fused import Fused
 
 
-class _Fused(nn.Module):
-    """What the normalization modules share beyond torch.nn's: the settings of the fused kernel and their display."""
-
-    activation: str | None
-    unbiased: bool
-    backend: str | None
-
-    def _set(self, activation: str | None, unbiased: bool, backend: str | None) -> None:
-        where = type(self).__name__
-        split(where, activation)
-        if backend is not None and backend not in BACKENDS:
-            raise unknown(where, "backend", backend, BACKENDS)
-        self.activation, self.unbiased, self.backend = activation, unbiased, backend
-
-    def extra_repr(self) -> str:
-        text = str(super().extra_repr())
-        if self.activation is not None:
-            text += f", activation={self.activation!r}"
-        if not self.unbiased:
-            text += ", unbiased=False"
-        if self.backend is not None:
-            text += f", backend={self.backend!r}"
-        return text
-
-
-class _BatchNorm(_Fused, nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(Fused, nn.modules.batchnorm._BatchNorm):
     _dims: tuple[int, ...]
 
     def __init__(
@@ -59,7 +33,8 @@ class _BatchNorm(_Fused, nn.modules.batchnorm._BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if affine and not bias:
             self.register_parameter("bias", None)
-        self._set(activation, unbiased, backend)
+        self.unbiased = unbiased
+        self._fuse(activation, backend)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in self._dims:

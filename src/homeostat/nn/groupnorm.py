@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.errors import invalid
-from homeostat.nn.batchnorm import _Fused
 from homeostat.nn.functional.norm import group_norm
+from homeostat.nn.fused import Fused
 
 
-class GroupNorm(_Fused, nn.GroupNorm):
+class GroupNorm(Fused, nn.GroupNorm):
     """torch.nn.GroupNorm with activation and residual: `forward(input, residual=None)`, input (N, C) or (N, C, ...).
 
     Args:
@@ -45,7 +45,7 @@ class GroupNorm(_Fused, nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
         if affine and not bias:
             self.register_parameter("bias", None)
-        self._set(activation, True, backend)
+        self._fuse(activation, backend)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """activation(norm(input) + residual); see `homeostat.nn.functional.group_norm`."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.errors import invalid
-from homeostat.nn.batchnorm import _Fused
 from homeostat.nn.functional.norm import instance_norm
+from homeostat.nn.fused import Fused
 
 
-class _InstanceNorm(_Fused, nn.modules.instancenorm._InstanceNorm):
+class _InstanceNorm(Fused, nn.modules.instancenorm._InstanceNorm):
     def __init__(
         self,
         num_features: int,
@@ -32,7 +32,8 @@ class _InstanceNorm(_Fused, nn.modules.instancenorm._InstanceNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if affine and not bias:
             self.register_parameter("bias", None)
-        self._set(activation, unbiased, backend)
+        self.unbiased = unbiased
+        self._fuse(activation, backend)
 
     def _check_input_dim(self, input: Tensor) -> None:
         unbatched = self._get_no_batch_dim()

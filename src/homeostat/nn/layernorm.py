@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from homeostat.nn.activation import split
 from homeostat.nn.functional.layer_norm import layer_norm, rms_norm
+from homeostat.nn.fused import Fused
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(Fused, nn.LayerNorm):
     """torch.nn.LayerNorm on homeostat's kernels, with an activation and a residual.
 
     Parameters, state_dict and defaults are torch's; see `homeostat.nn.functional.layer_norm` for the formula.
@@ -20,7 +20,7 @@ class LayerNorm(nn.LayerNorm):
         normalized_shape, eps, elementwise_affine, bias, device, dtype: as in torch.
         activation: a name from `homeostat.nn.activation.ACTIVATIONS`, applied last.
         backend: numba, triton or reference; None chooses for every input.
-    Raises: InvalidValue for an unknown activation.
+    Raises: InvalidValue for an unknown activation or backend.
     Source: Ba et al. 2016, arXiv:1607.06450.
     Example:
         >>> LayerNorm(8, activation="relu")
@@ -39,10 +39,8 @@ class LayerNorm(nn.LayerNorm):
         activation: str | None = None,
         backend: str | None = None,
     ) -> None:
-        split("LayerNorm", activation)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self.activation = activation
-        self.backend = backend
+        self._fuse(activation, backend)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The normalized input, scaled and shifted, plus the residual, activated."""
@@ -57,12 +55,8 @@ class LayerNorm(nn.LayerNorm):
             backend=self.backend,
         )
 
-    def extra_repr(self) -> str:
-        """torch's text, and what differs from torch."""
-        return super().extra_repr() + _extras(self.activation, self.backend)
 
-
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(Fused, nn.RMSNorm):
     """torch.nn.RMSNorm on homeostat's kernels, with an activation and a residual.
 
     Parameters, state_dict and defaults are torch's; see `homeostat.nn.functional.rms_norm` for the formula.
@@ -71,7 +65,7 @@ class RMSNorm(nn.RMSNorm):
         normalized_shape, eps, elementwise_affine, device, dtype: as in torch.
         activation: a name from `homeostat.nn.activation.ACTIVATIONS`, applied last.
         backend: numba, triton or reference; None chooses for every input.
-    Raises: InvalidValue for an unknown activation.
+    Raises: InvalidValue for an unknown activation or backend.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     Example:
         >>> RMSNorm(8)
@@ -89,10 +83,8 @@ class RMSNorm(nn.RMSNorm):
         activation: str | None = None,
         backend: str | None = None,
     ) -> None:
-        split("RMSNorm", activation)
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        self.activation = activation
-        self.backend = backend
+        self._fuse(activation, backend)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The input over its root mean square, scaled, plus the residual, activated."""
@@ -105,12 +97,3 @@ class RMSNorm(nn.RMSNorm):
             residual=residual,
             backend=self.backend,
         )
-
-    def extra_repr(self) -> str:
-        """torch's text, and what differs from torch."""
-        return super().extra_repr() + _extras(self.activation, self.backend)
-
-
-def _extras(activation: str | None, backend: str | None) -> str:
-    named = {"activation": activation, "backend": backend}
-    return "".join(f", {name}={value!r}" for name, value in named.items() if value is not None)

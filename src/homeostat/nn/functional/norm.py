@@ -5,6 +5,7 @@ output = activation((input - mean) / sqrt(variance + eps) * weight + bias + resi
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from homeostat.errors import invalid
@@ -53,10 +54,8 @@ def batch_norm(
     where = "batch_norm"
     slope, after = split(where, activation)
     norm_channels.check(where, input, weight, bias, residual, running_mean, running_var)
+    _check_running(where, running_mean, running_var)
     if training:
-        if (running_mean is None) is not (running_var is None):
-            name = "running_mean" if running_mean is None else "running_var"
-            raise invalid(where, name, "be given where the other running statistic is", None, "Give both or neither.")
         count = input.numel() // input.shape[1]
         if count == 1:
             cure = "Raise the batch size, or use layer, group or RMS norm."
@@ -106,6 +105,7 @@ def instance_norm(
     where = "instance_norm"
     slope, after = split(where, activation)
     norm_channels.check(where, input, weight, bias, residual, running_mean, running_var)
+    _check_running(where, running_mean, running_var)
     _check_eps(where, eps, eps >= 0)
     if use_input_stats:
         examples, channels = input.shape[:2]
@@ -162,6 +162,17 @@ def group_norm(
     else:
         output = norm_channels.normalize(input, weight, bias, residual, num_groups, eps, slope, backend)[0]
     return output if after is None else after(output)
+
+
+def _check_running(where: str, running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    """Both or neither, and without a gradient: there is none with respect to them."""
+    if running_mean is None or running_var is None:
+        if running_mean is not running_var:
+            name = "running_mean" if running_mean is None else "running_var"
+            raise invalid(where, name, "be given where the other running statistic is", None, "Give both or neither.")
+    elif (running_mean.requires_grad or running_var.requires_grad) and torch.is_grad_enabled():
+        name, tensor = ("running_mean", running_mean) if running_mean.requires_grad else ("running_var", running_var)
+        raise invalid(where, name, "not require a gradient", tensor, "Give running statistics as .detach() has them.")
 
 
 def _check_eps(where: str, eps: float, fits: bool) -> None:
