@@ -18,10 +18,11 @@ NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
 
 @pytest.fixture(scope="module")
 def databases():
-    """torch.testing's tables of inputs: they are no public interface, and import more than torch alone installs."""
-    methods = pytest.importorskip("torch.testing._internal.common_methods_invocations", exc_type=ImportError)
-    modules = pytest.importorskip("torch.testing._internal.common_modules", exc_type=ImportError)
-    return methods.op_db, modules.module_db
+    """torch.testing's tables of inputs, operators and modules: no public interface, but torch's own truth."""
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.common_modules import module_db
+
+    return op_db, module_db
 
 
 def copied(value):
