@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type, unknown
-from homeostat.kernels.backend import choose
+from homeostat.kernels.backend import choose, implementation
 from homeostat.kernels.operator import Operator
 
 PADDING_MODES: tuple[str, ...] = ("reflect", "constant")
@@ -160,22 +159,8 @@ def _compute(
 ) -> Tensor:  # fmt: skip
     # The fill has the dtype of the result. Bytes that stay bytes are only moved: that can be done wherever floats can.
     result = fill if fill.dtype != torch.uint8 else fill.float()
-    module = _implementation(choose("augment", result, backend))
+    module = implementation("augment", choose("augment", result, backend))
     return module.augment_batch(input, seed, table, fill, rows, columns, reflect, flip, cutout, example)
-
-
-def _implementation(backend: str) -> ModuleType:
-    if backend == "numba":
-        from homeostat.kernels import augment_cpu
-
-        return augment_cpu
-    if backend == "triton":
-        from homeostat.kernels import augment_gpu
-
-        return augment_gpu
-    from homeostat.kernels import augment_reference
-
-    return augment_reference
 
 
 def _shape(input: Tensor, seed: Tensor, table: Tensor | None, fill: Tensor, *_: Any) -> Tensor:

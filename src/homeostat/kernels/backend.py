@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from homeostat.errors import invalid, unknown
 
 BACKENDS: tuple[str, ...] = ("numba", "triton", "reference")
 """numba: compiled for the CPU; triton: compiled for the GPU; reference: plain torch operators, on any device."""
+
+_SUFFIXES = {"numba": "cpu", "triton": "gpu", "reference": "reference"}
 
 _NUMBA = (torch.float32, torch.float64)
 _TRITON = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -57,6 +61,17 @@ def choose(where: str, tensor: Tensor, backend: str | None) -> str:
     if backend not in BACKENDS:
         raise unknown(where, "backend", backend, BACKENDS)
     return backend
+
+
+@cache
+def implementation(stem: str, backend: str) -> ModuleType:
+    """A stem's functions for a backend, imported when they are first needed: Numba and Triton take their time.
+
+    Example:
+        >>> implementation("moments", "reference").__name__
+        'homeostat.kernels.moments_reference'
+    """
+    return import_module(f"homeostat.kernels.{stem}_{_SUFFIXES[backend]}")
 
 
 @cache

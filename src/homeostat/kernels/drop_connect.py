@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose
+from homeostat.kernels.backend import choose, implementation
 from homeostat.kernels.dropout import check_place, check_seed
 from homeostat.kernels.operator import Operator
 
@@ -50,13 +50,7 @@ def _implementation(tensor: Tensor, backend: str | None) -> ModuleType:
     chosen = choose("drop_connect", tensor, backend)
     if backend == "triton":
         raise invalid("drop_connect", "backend", "be 'numba', 'reference' or None", backend, "It has no GPU kernel.")
-    if chosen == "numba":
-        from homeostat.kernels import drop_connect_cpu
-
-        return drop_connect_cpu
-    from homeostat.kernels import drop_connect_reference
-
-    return drop_connect_reference
+    return implementation("drop_connect", "numba" if chosen == "numba" else "reference")
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

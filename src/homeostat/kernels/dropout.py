@@ -6,7 +6,6 @@ function that draws, from torch's generator.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose
+from homeostat.kernels.backend import choose, implementation
 from homeostat.kernels.dropout_reference import layout
 from homeostat.kernels.operator import Operator
 
@@ -81,7 +80,7 @@ def _compute(
     input: Tensor, seed: Tensor, p: float, dims: int, example: int, position: int, backend: str | None
 ) -> Tensor:
     _check(input, seed, p, dims, example, position)
-    module = _implementation(choose("dropout", input, backend))
+    module = implementation("dropout", choose("dropout", input, backend))
     output: Tensor = module.dropout(input, seed, p, dims, example, position)
     if output.stride() == input.stride():
         return output
@@ -104,20 +103,6 @@ def _check(input: Tensor, seed: Tensor, p: float, dims: int, example: int, posit
         raise invalid("dropout", "dims", f"lie in [1, {input.dim()}]", dims, "It counts dimensions of the input.")
     check_seed("dropout", seed)
     check_place("dropout", p, example, input.shape[0], position)
-
-
-def _implementation(backend: str) -> ModuleType:
-    if backend == "numba":
-        from homeostat.kernels import dropout_cpu
-
-        return dropout_cpu
-    if backend == "triton":
-        from homeostat.kernels import dropout_gpu
-
-        return dropout_gpu
-    from homeostat.kernels import dropout_reference
-
-    return dropout_reference
 
 
 def _shape(

@@ -6,15 +6,13 @@ Checks and choice of the backend; the arithmetic is in `moments_cpu`, `_gpu` and
 from __future__ import annotations
 
 import math
-from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose
+from homeostat.kernels.backend import choose, implementation
 from homeostat.kernels.operator import Operator
 
 
@@ -67,7 +65,7 @@ def moments(input: Tensor, *, dim: int | None = None, bound: float = math.inf, b
 
 
 def _compute(input: Tensor, dim: int | None, bound: float, backend: str | None) -> Tensor:
-    module = _implementation(choose("moments", input, backend))
+    module = implementation("moments", choose("moments", input, backend))
     return module.moments(_in_memory_order(input, dim), bound)
 
 
@@ -82,21 +80,6 @@ def _in_memory_order(input: Tensor, dim: int | None) -> Tensor:
         return x.contiguous().reshape(1, 1, -1)
     outer, inner = x.shape[:dim].numel(), x.shape[dim + 1 :].numel()
     return x.contiguous().reshape(outer, x.shape[dim], inner)
-
-
-@cache
-def _implementation(backend: str) -> ModuleType:
-    if backend == "numba":
-        from homeostat.kernels import moments_cpu
-
-        return moments_cpu
-    if backend == "triton":
-        from homeostat.kernels import moments_gpu
-
-        return moments_gpu
-    from homeostat.kernels import moments_reference
-
-    return moments_reference
 
 
 def _shape(input: Tensor, dim: int | None, *_: Any) -> Tensor:

@@ -19,8 +19,6 @@ functions are the pieces of an autograd function and have no gradient of their o
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -28,12 +26,11 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose
+from homeostat.kernels.backend import choose, implementation
 from homeostat.kernels.layout import dense
 from homeostat.kernels.norm_channels_reference import statistics_dtype
 from homeostat.kernels.operator import Operator, is_eager
 
-_SUFFIXES = {"numba": "cpu", "triton": "gpu", "reference": "reference"}
 _COMPILED = (torch.float32, torch.float64)
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -122,7 +119,9 @@ def update_running(
 ) -> None:
     """running <- (1 - momentum) * running + momentum * new, in place; the new variance is multiplied by correction."""
     if _are_compiled_for(running_mean, running_var, mean, momentum):
-        _module("numba").update_running(running_mean, running_var, mean, variance, momentum, correction)
+        implementation("norm_channels", "numba").update_running(
+            running_mean, running_var, mean, variance, momentum, correction
+        )
         return
     with torch.no_grad():
         for running, new in ((running_mean, mean), (running_var, variance * correction)):
@@ -147,14 +146,9 @@ def _are_compiled_for(running_mean: Any, running_var: Any, mean: Tensor, momentu
     )
 
 
-@cache
-def _module(backend: str) -> ModuleType:
-    """A backend's functions; what numba's and triton's return is in the layout of `dense`."""
-    return import_module(f"homeostat.kernels.norm_channels_{_SUFFIXES[backend]}")
-
-
 def _implementation(input: Tensor, backend: str | None) -> ModuleType:
-    return _module(choose("norm_channels", input, backend))
+    """A backend's functions; what numba's and triton's return is in the layout of `dense`."""
+    return implementation("norm_channels", choose("norm_channels", input, backend))
 
 
 def _in_layout(output: Tensor, input: Tensor) -> Tensor:
@@ -191,7 +185,7 @@ def _gradient(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
     input, weight, bias, output, mean, variance = ctx.saved_tensors
     groups, eps, slope, backend = ctx.settings
     if torch.is_grad_enabled():
-        dx, dw, db, dr = _module("reference").gradient(
+        dx, dw, db, dr = implementation("norm_channels", "reference").gradient(
             grad, input, weight, bias, output, None, None, groups, eps, slope
         )
     else:
@@ -278,7 +272,7 @@ def _gradient_affine(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, mean, variance, weight, bias, output = ctx.saved_tensors
     eps, slope, backend = ctx.settings
     if torch.is_grad_enabled():
-        dx, dw, db, dr = _module("reference").affine_gradient(
+        dx, dw, db, dr = implementation("norm_channels", "reference").affine_gradient(
             grad, input, mean, variance, weight, bias, output, eps, slope
         )
     else:

@@ -5,15 +5,13 @@ Checks, choice of the backend and gradient; the arithmetic is in `norm_rows_cpu`
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose
+from homeostat.kernels.backend import choose, implementation
 from homeostat.kernels.operator import Operator
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -91,7 +89,7 @@ def _compute(
     slope: float,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    module = _implementation(choose("norm_rows", input, backend))
+    module = implementation("norm_rows", choose("norm_rows", input, backend))
     return module.normalize(input, weight, bias, residual, length, groups, eps, center, slope)
 
 
@@ -110,23 +108,8 @@ def _compute_gradient(
     affine: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    module = _implementation(choose("norm_rows", input, backend))
+    module = implementation("norm_rows", choose("norm_rows", input, backend))
     return module.gradient(grad, input, weight, bias, output, statistics, length, groups, eps, center, slope, affine)
-
-
-@cache
-def _implementation(backend: str) -> ModuleType:
-    if backend == "numba":
-        from homeostat.kernels import norm_rows_cpu
-
-        return norm_rows_cpu
-    if backend == "triton":
-        from homeostat.kernels import norm_rows_gpu
-
-        return norm_rows_gpu
-    from homeostat.kernels import norm_rows_reference
-
-    return norm_rows_reference
 
 
 def _shape(input: Tensor, weight: Any, bias: Any, residual: Any, length: int, *_: Any) -> tuple[Tensor, Tensor]:
