@@ -107,6 +107,13 @@ def small_rows() -> Iterator[Row]:
     }
     for name, (ours, theirs) in pairs.items():
         yield Row(f"small {name} forward + backward 64x128", both(ours, shape), {"eager": both(theirs, shape)})
+    images = (16, 8, 8, 8)
+    spatial = {
+        "instance norm": (hs.nn.InstanceNorm2d(8), nn.InstanceNorm2d(8)),
+        "group norm": (hs.nn.GroupNorm(4, 8), nn.GroupNorm(4, 8)),
+    }
+    for name, (ours, theirs) in spatial.items():
+        yield Row(f"small {name} forward + backward 16x8x8x8", both(ours, images), {"eager": both(theirs, images)})
     x = torch.randn(shape, requires_grad=True)
     for name, (ours, theirs) in pairs.items():
         yield Row(f"small {name} forward 64x128", lambda m=ours: m(x), {"eager": lambda m=theirs: m(x)})

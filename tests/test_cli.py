@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 
 DIGITS = ["study", "digits", "-f", "norm=none,batch", "--seeds", "2", "--epochs", "1", "--workers", "1"]
 
@@ -24,7 +25,7 @@ def test_help_loads_nothing_heavy():
     assert "study" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["study", "fit"])
+@pytest.mark.parametrize("command", ["study", "fit", "fold"])
 def test_every_command_shows_an_example(command):
     done = homeostat(command, "--help")
     assert f"Example: homeostat {command}" in done.stdout
@@ -53,6 +54,40 @@ def test_the_recommended_recipe_is_one_that_fit_takes(tmp_path):
     done = homeostat("fit", "digits", "--recipe", tmp_path / "study" / "recipe.toml", "--out", tmp_path / "fit")
     assert done.returncode == 0, done.stderr
     assert 0 <= json.loads((tmp_path / "fit" / "metrics.json").read_text())["test_accuracy"] <= 1
+
+
+def test_a_fit_is_folded_and_exported(tmp_path):
+    settings = ("--model", "cnn", "--set", "norm=batch", "--set", "dropout=0.2", "--epochs", "1")
+    assert homeostat("fit", "digits", *settings, "--out", tmp_path / "fit").returncode == 0
+    onnx, weights = tmp_path / "model.onnx", tmp_path / "folded" / "model.safetensors"
+    done = homeostat("fold", tmp_path / "fit", "--task", "digits", "--onnx", onnx, "--out", weights)
+    assert done.returncode == 0, done.stderr
+    assert "2 folded, 0 stay, 2 dropout layers removed" in done.stdout
+    assert onnx.stat().st_size > 1000
+    assert not [name for name in safetensors.torch.load_file(weights) if "running_mean" in name]
+
+
+def test_a_model_of_ones_own_is_folded(tmp_path):
+    lines = ["import torch", "from torch import nn", "def build():", "    layers = nn.Linear(3, 4), nn.BatchNorm1d(4)"]
+    (tmp_path / "mine.py").write_text("\n".join([*lines, "    return nn.Sequential(*layers), torch.randn(5, 3)\n"]))
+    done = homeostat("fold", "mine:build", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 folded" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fold", "fits/digits"], "add --task digits"),
+        (["fold", "fits/digits", "--task", "digits"], "cannot read 'fits/digits/recipe.toml'"),
+        (["fold", "json:dumps"], "callable without arguments"),
+        (["fold", "sys:getrecursionlimit"], "must return a model and a sample"),
+    ],
+)
+def test_what_cannot_be_folded_is_named(tmp_path, words, message):
+    done = homeostat(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_the_default_directory_lets_the_same_command_resume(tmp_path):

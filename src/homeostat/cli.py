@@ -43,7 +43,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the recipe, key=value; repeatable.", metavar="KEY=VALUE"),
 ]
-Model = Annotated[str | None, typer.Option(help="Built-in model: mlp, cnn, resnet or plain; default: the task's.")]
+Model = Annotated[
+    str | None, typer.Option(help="Built-in model: mlp, cnn, resnet, plain, alexnet or inception; default: the task's.")
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training split; default: the recipe's (20).")]
 
 
@@ -144,6 +146,29 @@ def fit(
     _leave(
         run, "Stopped. The same command goes on where this one was." if out else "Stopped. Nothing was kept: no --out."
     )
+
+
+@app.command(epilog="Example: homeostat fold fits/digits --task digits --onnx model.onnx")
+def fold(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:function returning (model, sample), or the directory of a fit.", show_default=False
+        ),
+    ],
+    task: Annotated[str | None, typer.Option(help="The task that the fit was made on; for a directory.")] = None,
+    target: Target = None,
+    onnx: Annotated[str | None, typer.Option(help="Write the folded model as an ONNX file, checked.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write the folded weights as a safetensors file.")] = None,
+) -> None:
+    """Fold batch normalization into the layers beside it and take dropout out, with outputs compared."""
+
+    def run() -> int:
+        from homeostat import commands
+
+        return commands.fold(source, task=task, target=target, onnx=onnx, out=out)
+
+    _leave(run, "Stopped. Nothing was written.")
 
 
 @app.command(epilog="Example: homeostat recipe")

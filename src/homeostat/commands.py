@@ -17,15 +17,19 @@ from rich.table import Table
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, unknown
+from homeostat.parts.export_onnx import export_onnx
+from homeostat.parts.fold import fold as fold_model
+from homeostat.parts.fold import plan_folding
 from homeostat.study.design import Design, make_design
 from homeostat.study.factors import Factor, as_factors, level_text, parse_level
 from homeostat.study.study import Study, StudyInterrupted
 from homeostat.training.datasets import load_task
-from homeostat.training.export import save_fit
+from homeostat.training.export import load_model, save_fit, weights_of, write_file
 from homeostat.training.loop import fit as fit_recipe
 from homeostat.training.objective import Objective
 from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
+from homeostat.training.user import user_model
 
 _STUDY_KEYS = ("task", "target", "seeds", "design", "resolution", "response", "margin", "recipe", "factors")
 _CHECKING = "Trying everything on one batch (the first time on a machine, kernels are compiled: some seconds) ..."
@@ -116,6 +120,30 @@ def fit(
     if out:
         save_fit(done, Path(out))
         _say(console, f"Weights, recipe and metrics: {out}")
+    return 0
+
+
+def fold(source: str, *, task: str | None, target: str | None, onnx: str | None, out: str | None) -> int:
+    """Fold a model, say what became of its layers, and write what is asked for; returns the exit code."""
+    console = Console()
+    with console.status(f"Reading {escape(source)} ..."):
+        if ":" in source and not Path(source).exists():
+            model, sample = user_model(source)
+        elif task is None:
+            cure = "A directory holds weights, and the task says the shapes: add --task digits, for example."
+            raise invalid("fold", "--task", "be named for the directory of a fit", None, cure)
+        else:
+            model, sample = load_model(Path(source), load_task(task, target=target))
+    with console.status("Folding, and comparing the outputs ..."):
+        _say(console, str(plan_folding(model, sample)))
+        folded = fold_model(model, sample)
+    if out is not None:
+        write_file(Path(out), weights_of(folded))
+        _say(console, f"Weights: {out}")
+    if onnx is not None:
+        with console.status("Exporting to ONNX, and comparing with ONNX Runtime ..."):
+            export_onnx(folded, sample, onnx)
+        _say(console, f"ONNX: {onnx}")
     return 0
 
 

@@ -13,9 +13,10 @@ from torch.nn import functional as torch_functional
 from torch.utils.checkpoint import checkpoint
 
 from homeostat.errors import InvalidType, InvalidValue
-from homeostat.nn.dropout import DropConnectLinear, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from homeostat.nn.drop_connect import DropConnectLinear
+from homeostat.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from homeostat.nn.functional.drop_connect import drop_connect_linear
 from homeostat.nn.functional.dropout import (
-    drop_connect_linear,
     drop_path,
     dropout,
     dropout1d,

@@ -66,28 +66,33 @@ def test_functions_refuse_what_torch_refuses(databases, name):
             getattr(functional, name)(error.sample_input.input, *error.sample_input.args, **error.sample_input.kwargs)
 
 
+MODULES = (
+    *(f"BatchNorm{dims}d" for dims in (1, 2, 3)),
+    *(f"InstanceNorm{dims}d" for dims in (1, 2, 3)),
+    *("GroupNorm", "LayerNorm", "RMSNorm"),
+)
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_modules_agree_with_torch_on_its_samples(databases, training):
-    compared = 0
-    for entry in databases[1]:
-        name = entry.module_cls.__name__
-        if not hasattr(nn, name):
-            continue
-        settings = {"device": "cpu", "dtype": torch.float64, "requires_grad": True, "training": training}
-        for sample in entry.module_inputs_func(entry, **settings):
-            made = sample.constructor_input
-            truth = entry.module_cls(*made.args, **made.kwargs).double().train(training)
-            module = getattr(nn, name)(*made.args, **made.kwargs).double().train(training)
-            module.load_state_dict(truth.state_dict())
-            results = []
-            for each in (module, truth):
-                x = copied(sample.forward_input.args[0])
-                output = each(x)
-                grads = torch.autograd.grad(output.pow(3).sum(), (x, *each.parameters()))
-                results.append((output, grads, list(each.buffers())))
-            torch.testing.assert_close(*results)
-            compared += 1
-    assert compared > 30
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_agree_with_torch_on_its_samples(databases, name, training):
+    """Outputs, gradients to the input and to every parameter, and buffers."""
+    (entry,) = (entry for entry in databases[1] if entry.module_cls is getattr(torch_nn, name))
+    settings = {"device": "cpu", "dtype": torch.float64, "requires_grad": True, "training": training}
+    samples = entry.module_inputs_func(entry, **settings)
+    assert len(samples) >= 2
+    for sample in samples:
+        made = sample.constructor_input
+        truth = entry.module_cls(*made.args, **made.kwargs).double().train(training)
+        module = getattr(nn, name)(*made.args, **made.kwargs).double().train(training)
+        module.load_state_dict(truth.state_dict())
+        results = []
+        for each in (module, truth):
+            x = copied(sample.forward_input.args[0])
+            output = each(x)
+            grads = torch.autograd.grad(output.pow(3).sum(), (x, *each.parameters()))
+            results.append((output, grads, dict(each.named_parameters()), dict(each.named_buffers())))
+        torch.testing.assert_close(*results)
 
 
 def negative_view(values):

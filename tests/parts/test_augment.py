@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from homeostat.errors import InvalidType, InvalidValue
 from homeostat.parts.augment import AUGMENTATIONS, UINT8_DEVIATION, make_augment
+from homeostat.parts.augment_settings import CHANCES
 
 
 def generator(seed=0):
@@ -19,29 +20,140 @@ def images(n=64, channels=3, height=12, width=10, dtype=torch.uint8):
     return values.to(dtype).to(memory_format=torch.channels_last)
 
 
+def allowed(parts, channels, height, width):
+    """Those of the parts that apply to such images."""
+    banned = {"rotate90"} if height != width else set()
+    banned |= set() if channels in (1, 3) else {"randaugment", "trivialaugment", "color_jitter"}
+    banned |= set() if channels == 3 else {"color_drop"}
+    return [part for part in parts if part not in banned]
+
+
+def pictures(n, channels, height, width, dtype, channels_last=False):
+    """Pixels in 0..255, or as floats in 0..1."""
+    x = images(n, channels, height, width)
+    x = x if dtype == torch.uint8 else (x / 255).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     parts=st.lists(st.sampled_from(AUGMENTATIONS), min_size=1, unique=True),
-    n=st.integers(0, 5),
+    n=st.integers(0, 7),
     channels=st.integers(1, 4),
     height=st.integers(2, 9),
     width=st.integers(2, 9),
-    dtype=st.sampled_from([torch.uint8, torch.float32, torch.float64, torch.bfloat16]),
+    dtype=st.sampled_from([torch.uint8, torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     channels_last=st.booleans(),
     padding_mode=st.sampled_from(["reflect", "constant"]),
+    offset=st.integers(0, 2**33),
+    cut=st.integers(0, 7),
 )
-def test_shape_dtype_and_memory_format_stay_and_the_input_is_not_changed(
-    parts, n, channels, height, width, dtype, channels_last, padding_mode
+def test_shape_dtype_and_memory_format_stay_and_a_batch_may_be_cut_anywhere(
+    parts, n, channels, height, width, dtype, channels_last, padding_mode, offset, cut
 ):
-    x = images(n, channels, height, width, dtype)
-    x = x if channels_last else x.contiguous()
-    before = x.clone()
-    y = make_augment("+".join(parts), padding_mode=padding_mode)(x, generator())
-    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    spec = "+".join(allowed(parts, channels, height, width)) or "none"
+    x = pictures(n, channels, height, width, dtype, channels_last)
+    before, augment = x.clone(), make_augment(spec, padding_mode=padding_mode)
+    y = augment(x, seed=5, offset=offset)
+    assert (y.shape, y.dtype, y.stride()) == (x.shape, x.dtype, torch.empty_like(x).stride())
     assert torch.equal(x, before)
-    if n and channels > 1:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        assert y.is_contiguous(memory_format=layout)
+    assert torch.isfinite(y.float()).all()
+    cut = min(cut, n)
+    parts_of_it = [augment(x[:cut], seed=5, offset=offset), augment(x[cut:], seed=5, offset=offset + cut)]
+    assert torch.equal(torch.cat(parts_of_it), y)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_every_part_does_something_and_stays_in_range(name, dtype):
+    x = pictures(64, 3, 16, 16, dtype)
+    y = make_augment(name)(x, generator())
+    changed = (y != x).flatten(1).any(1).float().mean().item()
+    assert changed > (0.05 if name == "color_drop" else 0.3)
+    if dtype == torch.float32 and name != "noise":
+        assert y.min() >= -1e-6
+        assert y.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_one_image_of_eight_by_eight_pixels_is_enough(name):
+    for n, side in ((1, 8), (3, 1), (1, 1)):
+        x = pictures(n, 3, side, side, torch.uint8)
+        assert make_augment(name)(x, generator()).shape == x.shape
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "color_drop"])
+def test_gray_images_stay_gray(name):
+    x = pictures(16, 1, 12, 12, torch.uint8)
+    y = make_augment(name)(x, generator())
+    assert y.shape == x.shape
+    assert not torch.equal(y, x)
+
+
+def test_gray_images_have_no_color_to_change():
+    gray = pictures(8, 1, 12, 12, torch.uint8)
+    with pytest.raises(InvalidValue, match=r"have 3 channels for color_drop, but got .*no color to drop"):
+        make_augment("color_drop")(gray, generator())
+    with pytest.raises(InvalidValue, match="have 3 channels for color_jitter of color alone"):
+        make_augment("color_jitter", brightness=0, contrast=0)(gray, generator())
+    jitter = {"saturation": 0.0, "hue": 0.0}
+    assert torch.equal(
+        make_augment("color_jitter")(gray, generator()), make_augment("color_jitter", **jitter)(gray, generator())
+    )
+    for name in ("color_jitter", "randaugment", "trivialaugment"):
+        with pytest.raises(InvalidValue, match=f"have 1 or 3 channels for {name}"):
+            make_augment(name).check((2, 8, 8))
+
+
+def test_quarter_turns_need_square_images():
+    with pytest.raises(InvalidValue, match=r"be square images for rotate90, but got .*rotate takes any angle"):
+        make_augment("rotate90").check((3, 8, 9))
+
+
+@pytest.mark.parametrize("name", ["randaugment", "trivialaugment", "color_jitter", "color_drop", "sobel"])
+def test_parts_that_look_at_colors_refuse_standardized_images(name):
+    x = torch.randn(8, 3, 10, 10, generator=generator())
+    with pytest.raises(InvalidValue, match=rf"lie in \[0, 1\] for {name}, but its values go from .*uint8 images"):
+        make_augment(name)(x, generator())
+    with pytest.raises(InvalidValue, match="lie in"):
+        make_augment(name)(torch.full((2, 3, 4, 4), math.nan), generator())
+    augment = make_augment(f"{name}+crop", value_range=(-6.0, 6.0), fill=-6.0, chance={name: 1.0})
+    scaled = make_augment(f"{name}+crop", chance={name: 1.0})((x + 6) / 12, generator())
+    torch.testing.assert_close(augment(x, generator()), scaled * 12 - 6, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["resized_crop", "rotate", "rotate90", "blur"])
+def test_parts_that_do_not_look_at_colors_take_standardized_images(name):
+    x = torch.rand(8, 3, 10, 10, generator=generator(), dtype=torch.float64)
+    augment = make_augment(name)
+    torch.testing.assert_close(augment(5 * x - 2, generator()), 5 * augment(x, generator()) - 2)
+
+
+def test_a_chance_is_how_often_a_part_acts():
+    x = pictures(2000, 3, 6, 6, torch.uint8)
+    for name, chance in (("blur", 0.3), ("color_drop", None), ("sobel", None), ("flip", 0.8), ("rotate", 0.0)):
+        given = {} if chance is None else {"chance": {name: chance}}
+        expected = {"color_drop": 0.2, "sobel": 0.5}.get(name, chance)
+        y = make_augment(name, **given)(x, generator())
+        acted = (y != x).flatten(1).any(1).double().mean().item()
+        assert abs(acted - expected) <= 5 * math.sqrt(expected * (1 - expected) / 2000)
+
+
+def test_a_seed_takes_the_place_of_a_generator():
+    x, augment = pictures(9, 3, 8, 8, torch.uint8), make_augment("rotate+crop+noise")
+    assert torch.equal(augment(x, seed=3), augment(x, seed=torch.tensor([3, 0])))
+    assert not torch.equal(augment(x, seed=3), augment(x, seed=torch.tensor([3, 1])))
+    with pytest.raises(InvalidValue, match="seed must be None beside a generator"):
+        augment(x, generator(), seed=3)
+    with pytest.raises(InvalidType, match="seed must be an integer"):
+        augment(x, seed="3")
+    with pytest.raises(InvalidValue, match="example must be at least 0"):
+        augment(x, seed=3, offset=-1)
+    state = torch.random.get_rng_state()
+    first = augment(x)
+    torch.random.set_rng_state(state)
+    assert torch.equal(augment(x), first)
+    assert not torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -132,9 +244,9 @@ def test_examples_are_augmented_independently_of_their_neighbors():
     assert torch.equal(make_augment("crop+flip")(changed, generator())[1:], y[1:])
 
 
-@pytest.mark.parametrize("spec", ["crop", "flip", "cutout", "noise", "crop+flip+cutout+noise"])
+@pytest.mark.parametrize("spec", [*AUGMENTATIONS, "+".join(AUGMENTATIONS)])
 def test_only_the_generator_decides(spec):
-    x = images()
+    x = images(64, 3, 12, 12)
     augment = make_augment(spec)
     torch.manual_seed(1)
     first = augment(x, generator(5))
@@ -160,6 +272,29 @@ def test_with_a_table_images_are_looked_up_and_augmented_in_one_pass(spec, chann
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("spec", ["color_jitter+crop+flip", "rotate+cutout+noise", "sobel"])
+def test_with_a_table_the_other_parts_see_the_raw_pixels(spec):
+    x, table = images(32, 3, 12, 12), torch.randn(3, 256, generator=generator(3))
+    first, _, rest = spec.partition("+")
+    raw = make_augment(first)(x, generator())
+    expected = make_augment(rest or "none")(raw, generator(), table)
+    assert torch.equal(make_augment(spec)(x, generator(), table), expected)
+
+
+@pytest.mark.parametrize("name", ["rotate", "trivialaugment"])
+def test_with_a_table_the_fill_is_what_stands_for_it(name):
+    x = torch.full((50, 3, 12, 12), 255, dtype=torch.uint8)
+    table = (torch.arange(256.0) - torch.tensor([[100.0], [150.0], [50.0]])) / 60
+    degrees = {"degrees": (45.0, 45.0), "padding_mode": "constant"}
+    y = make_augment(name, fill=0.0, **degrees)(x, generator(), table)
+    corner = y[:, :, 0, 0][(y[:, :, 0, 0] != table[:, 255]).any(1)]
+    assert len(corner)
+    if name == "rotate":
+        assert torch.equal(corner, torch.zeros_like(corner))
+    else:  # whatever does not move pixels leaves white white, or turns it dark
+        assert (corner == 0).all(1).float().mean() > 0.5
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.bfloat16])
 def test_images_of_every_type_move_alike(dtype):
     x = images()
@@ -167,10 +302,23 @@ def test_images_of_every_type_move_alike(dtype):
     assert torch.equal(augment(x.to(dtype), generator()).float(), augment(x.float(), generator()))
 
 
-def test_gradients_reach_floating_images():
-    x = images(4, 2, 6, 5, torch.float64).requires_grad_()
-    augment = make_augment("crop+flip+cutout")
-    assert torch.autograd.gradcheck(lambda z: augment(z, generator()), x)
+@pytest.mark.parametrize(
+    "spec", ["crop+flip+cutout", "resized_crop+rotate+blur+noise", "color_jitter+color_drop", "sobel"]
+)
+def test_gradients_reach_floating_images(spec):
+    x = (0.2 + 0.6 * torch.rand(4, 3, 4, 5, dtype=torch.float64, generator=generator())).requires_grad_()
+    augment = make_augment(spec, brightness=0.1, contrast=0.1, saturation=0.1)  # so that nothing is cut off
+    assert torch.autograd.gradcheck(lambda z: augment(z, generator()), x, fast_mode=True)
+    assert torch.isfinite(torch.autograd.grad(augment(torch.zeros_like(x) + 0 * x, generator()).sum(), x)[0]).all()
+
+
+def test_parts_have_draws_of_their_own():
+    x = pictures(32, 3, 12, 12, torch.float32)
+    alone = make_augment("color_jitter")(x, generator())
+    both = make_augment("rotate+color_jitter", chance={"rotate": 0.0})(x, generator())
+    assert torch.equal(alone, both)
+    rotated = make_augment("rotate")(x, generator())
+    assert torch.equal(make_augment("rotate+noise")(x, generator()), make_augment("noise")(rotated, generator()))
 
 
 def test_specifications_share_their_draws():
@@ -187,6 +335,16 @@ def test_values_do_not_depend_on_memory_format(channels_last):
     x = x if channels_last else x.contiguous()
     augment = make_augment("crop+flip+cutout+noise")
     assert torch.equal(augment(x, generator()), augment(x.clone(memory_format=torch.contiguous_format), generator()))
+
+
+def test_the_result_never_shares_memory_with_the_input():
+    for name in AUGMENTATIONS:
+        chance = {name: 0.0} if name in CHANCES else None
+        for dtype in (torch.uint8, torch.float32, torch.float64):
+            x = pictures(3, 3, 8, 8, dtype)
+            before = x.clone()
+            make_augment(name, chance=chance)(x, generator()).zero_()
+            assert torch.equal(x, before)
 
 
 def test_none_changes_nothing():
@@ -226,6 +384,35 @@ def test_arguments_that_cannot_be_used_are_refused():
         make_augment("cutout", fill=(1.0, 2.0))(images(2, 3, 8, 8), generator())
     with pytest.raises(InvalidType, match="input must be uint8 or floating"):
         make_augment("flip")(images(2).long(), generator())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"scale": (0.0, 1.0)}, "scale must be finite and positive and at most 1"),
+        ({"scale": (0.9, 0.2)}, "scale must give the least number first"),
+        ({"ratio": 1.0}, "ratio must be two numbers"),
+        ({"degrees": -5}, "degrees must be finite and at least 0"),
+        ({"degrees": (10.0, math.inf)}, "degrees must be finite"),
+        ({"brightness": -0.1}, "brightness must be finite and at least 0"),
+        ({"hue": 0.6}, "hue must be finite and at least 0 and at most 0.5"),
+        ({"sigma": 0}, "sigma must be finite and positive"),
+        ({"num_ops": 0}, "num_ops must be an integer of at least 1"),
+        ({"magnitude": 31}, "magnitude must be below num_magnitude_bins"),
+        ({"magnitude": 9.0}, "magnitude must be an integer"),
+        ({"chance": {"crop": 0.5}}, "unknown part with a chance 'crop'"),
+        ({"chance": {"blur": 1.5}}, r"chance\['blur'\] must be finite and at least 0 and at most 1"),
+        ({"chance": 0.5}, "chance must be a mapping"),
+        ({"value_range": (1.0, 1.0)}, "value_range must have a least number below"),
+        ({"fill": "black"}, "fill must be a number or one per channel"),
+        ({"fill": []}, "fill must be a number or one per channel"),
+        ({"noise_std": "0.1"}, "noise_std must be a number"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_used_are_refused(setting, message):
+    with pytest.raises((InvalidValue, InvalidType), match=f"make_augment: {message}"):
+        make_augment("crop", **setting)
 
 
 def test_tables_that_cannot_be_used():

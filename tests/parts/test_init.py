@@ -293,3 +293,51 @@ def test_empty_tensors_are_fine():
     for name in (*VARIANCES, "orthogonal_"):
         assert getattr(init, name)(torch.empty(0, 3), generator=generator()).shape == (0, 3)
         assert getattr(init, name)(torch.empty(3, 0), generator=generator()).shape == (3, 0)
+
+
+def test_the_values_of_the_other_simple_schemes():
+    model = nn.Linear(400, 100)
+    n = model.weight.numel()
+    for scheme, variance, largest in (
+        ("lecun_normal", 1 / 400, math.inf),
+        ("lecun_uniform", 1 / 400, math.sqrt(3 / 400)),
+        ("trunc_normal", 0.2**2, 2 * 0.2 / 0.8796),
+    ):
+        initialize_(model, scheme, generator=generator(), std=0.2)
+        assert abs(model.weight.square().mean().item() / variance - 1) < 6 * math.sqrt(2 / n)
+        assert model.weight.abs().max() <= largest
+    other = nn.Linear(400, 100)
+    initialize_(other, "truncated_normal", generator=generator(), std=0.2)
+    assert torch.equal(other.weight, model.weight)
+
+
+def test_the_result_reads_like_a_list_and_shows_a_table():
+    done = initialize_(network(), "xavier_uniform", generator=generator())
+    assert done
+    assert list(done) == list(done.parameters) == NAMES
+    assert (len(done), done[0], done[-2:]) == (10, "0.weight", ["7.weight", "7.bias"])
+    assert "3.bias" in done
+    assert done != NAMES[1:]
+    assert [row.layer for row in done.rows] == ["0", "3", "7"]
+    assert [row.kind for row in done.rows] == ["Conv2d", "ConvTranspose2d", "Linear"]
+    assert (done.rows[1].fan_in, done.rows[1].fan_out) == (32 * 16 / 4, 16 * 16)
+    assert math.isnan(done.rows[0].forward)
+    lines = str(done).splitlines()
+    assert lines[0].split() == [*done.frame().columns]
+    assert len(lines) == 4
+    assert done.frame().shape == (3, 11)
+    assert "<td>ConvTranspose2d</td>" in done._repr_html_()
+    assert not initialize_(nn.ReLU(), "zeros")
+    assert "<" not in initialize_(nn.ReLU(), "zeros")._repr_html_().partition("<tbody>")[2].partition("</tbody>")[0]
+
+
+def test_a_sample_fills_the_table_and_changes_no_weight():
+    x = torch.randn(4, 3, 9, 9, generator=generator(1))
+    for scheme in ("he_normal", "xavier_uniform", "constant", "trunc_normal"):
+        without, given_one = network(), network()
+        initialize_(without, scheme, generator=generator())
+        done = initialize_(given_one, scheme, sample=x, generator=generator())
+        for a, b in zip(without.parameters(), given_one.parameters(), strict=True):
+            assert torch.equal(a, b)
+        assert all(row.forward > 0 for row in done.rows)
+        assert [row.activation for row in done.rows] == ["input", "norm, relu", "norm, adaptive_avg_pool2d"]

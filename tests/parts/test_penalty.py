@@ -6,13 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from homeostat.errors import InvalidValue
+from homeostat.errors import InvalidType, InvalidValue
 from homeostat.parts.penalty import (
     add_penalty_gradients_,
     decay_weights_,
+    elastic_net_penalty,
     l1_penalty,
     l2_penalty,
     param_groups_weight_decay,
+    penalty_by_layer,
+    soft_threshold_,
     split_parameters,
 )
 
@@ -70,15 +73,128 @@ def test_decay_reaches_a_repeated_parameter_once():
     assert weight.item() == 2
 
 
+@pytest.mark.parametrize(
+    "penalty",
+    [l1_penalty, l2_penalty, lambda weights: elastic_net_penalty(weights, 0.3, 0.7)],
+    ids=["l1", "l2", "both"],
+)
+def test_penalties_are_differentiable_twice(penalty):
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in ((3, 4), (5,), ())]
+    for weight in weights:  # |w| has no derivative at zero; a step of gradcheck must not cross it
+        weight.add_(weight.sign() * 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *each: penalty(each), weights)
+    assert torch.autograd.gradgradcheck(lambda *each: penalty(each), weights)
+
+
+@settings(deadline=None)
+@given(numbers, st.floats(0, 10), st.floats(0, 10))
+def test_the_elastic_net_is_the_sum_of_both(values, l1, l2):
+    weight = torch.tensor(values, dtype=torch.float64)
+    expected = l1 * weight.abs().sum() + l2 * weight.square().sum() / 2
+    torch.testing.assert_close(elastic_net_penalty([weight, weight], l1, l2), expected)
+
+
+# -- the proximal step -------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(numbers, st.floats(0, 10), st.floats(0, 10))
+def test_the_proximal_step_is_the_definition(values, threshold, shrinkage):
+    weight = torch.tensor(values, dtype=torch.float64)
+    expected = weight.sign() * (weight.abs() - threshold).clamp(min=0) / (1 + shrinkage)
+    moved = weight.clone().requires_grad_()
+    soft_threshold_(moved, threshold, shrinkage)
+    torch.testing.assert_close(moved.detach(), expected)
+    within = weight.abs() <= threshold
+    assert not moved.detach()[within].any()  # exactly zero
+    assert not (moved.detach()[within & (weight != 0)].signbit()).any()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-3, 3), st.floats(0, 2), st.floats(0, 2), st.lists(st.floats(-4, 4), min_size=5, max_size=5))
+def test_the_proximal_step_is_the_minimum(value, threshold, shrinkage, others):
+    def objective(v):
+        return 0.5 * (v - value) ** 2 + threshold * abs(v) + shrinkage * 0.5 * v**2
+
+    weight = torch.tensor([value], dtype=torch.float64)
+    soft_threshold_(weight, threshold, shrinkage)
+    assert all(objective(weight.item()) <= objective(other) + 1e-12 for other in others)
+
+
+def test_proximal_gradient_descent_finds_the_lasso_of_scikit_learn():
+    from sklearn.linear_model import ElasticNet
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, 8, dtype=torch.float64, generator=generator)
+    y = x[:, :2] @ torch.tensor([2.0, -1.0], dtype=torch.float64) + 0.1 * torch.randn(
+        40, dtype=torch.float64, generator=generator
+    )
+    alpha, ratio = 0.2, 0.7
+    expected = ElasticNet(alpha=alpha, l1_ratio=ratio, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(x, y).coef_
+    weight = torch.zeros(8, dtype=torch.float64, requires_grad=True)
+    lr = 0.2
+    for _ in range(500):
+        gradient = torch.autograd.grad(((x @ weight - y) ** 2).mean() / 2, weight)[0]
+        with torch.no_grad():
+            weight.sub_(lr * gradient)
+        soft_threshold_(weight, lr * alpha * ratio, lr * alpha * (1 - ratio))
+    torch.testing.assert_close(weight.detach(), torch.tensor(expected), atol=1e-8, rtol=0)
+    assert (weight == 0).sum() == (expected == 0).sum() > 0
+
+
+def test_the_proximal_step_reaches_repeated_and_several_tensors_once_and_leaves_what_is_no_number():
+    first, second = torch.tensor([2.0, math.nan, math.inf]), torch.tensor([-2.0], dtype=torch.bfloat16)
+    soft_threshold_(iter([first, second, first]), 0.5)
+    assert first[[0, 2]].tolist() == [1.5, math.inf]
+    assert first[1].isnan()
+    assert second.item() == -1.5
+    soft_threshold_([], 0.5, 0.5)
+
+
+def test_layers_add_up_to_the_penalty_of_all_and_shared_weights_count_once():
+    model = Network()
+    by_layer = penalty_by_layer(model, l1_penalty)
+    assert list(by_layer) == ["embedding", "attention", "attention.out_proj"]
+    decayed, _ = split_parameters(model)
+    torch.testing.assert_close(sum(by_layer.values()), l1_penalty(decayed))
+    by_layer["attention"].backward()
+    assert torch.equal(model.attention.in_proj_weight.grad, model.attention.in_proj_weight.sign())
+    torch.testing.assert_close(sum(penalty_by_layer(model).values()), l2_penalty(decayed))
+    assert penalty_by_layer(nn.LayerNorm(3)) == {}
+    own = nn.Module()
+    own.weight = nn.Parameter(torch.ones(2, 2))
+    assert penalty_by_layer(own) == {"": 2.0}
+
+
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_numbers_that_cannot_be_used_are_refused(value):
     weight = parameter([1.0])
     with pytest.raises(InvalidValue, match="l1 must be finite and at least 0"):
         add_penalty_gradients_(weight, l1=value)
+    with pytest.raises(InvalidValue, match="l2 must be finite and at least 0"):
+        elastic_net_penalty(weight, 1.0, value)
+    with pytest.raises(InvalidValue, match="threshold must be finite and at least 0"):
+        soft_threshold_(weight, value)
+    with pytest.raises(InvalidValue, match="shrinkage must be finite and at least 0"):
+        soft_threshold_(weight, 0.1, value)
+    assert weight.item() == 1
     with pytest.raises(InvalidValue, match="factor must lie in"):
         decay_weights_(weight, value)
     with pytest.raises(InvalidValue, match="weight_decay must be finite"):
         param_groups_weight_decay(nn.Linear(2, 2), value)
+
+
+def test_what_holds_no_tensors_is_refused():
+    model = nn.Linear(2, 2)
+    calls = [l1_penalty, l2_penalty, add_penalty_gradients_]
+    calls += [lambda weights: elastic_net_penalty(weights, 1, 1), lambda weights: soft_threshold_(weights, 1)]
+    calls += [lambda weights: decay_weights_(weights, 0.5)]
+    for call in calls:
+        with pytest.raises(InvalidType, match=r"parameters must be tensors.*model.parameters\(\)"):
+            call(model)
+        with pytest.raises(InvalidType, match=r"parameters must hold tensors alone"):
+            call(model.named_parameters())
 
 
 def test_a_sparse_gradient_is_refused():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import homeostat as hs
 from homeostat.errors import InvalidValue, NoEffectWarning
-from homeostat.parts.dropout import is_dropout
+from homeostat.parts.dropout import KINDS, dropout_kind, is_dropout
 from homeostat.parts.layers import call, tensors_in
 from homeostat.parts.surgery import PLACES, set_dropout_, set_norm_
 
@@ -129,6 +129,70 @@ def test_an_extended_layer_passes_further_arguments_on():
     expected = model(sample)
     set_dropout_(model, 0.5, sample=sample)
     assert torch.equal(model.eval()(sample), expected)
+
+
+def kinds(model):
+    return [dropout_kind(module) for module in model.modules() if is_dropout(module)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["mlp", "encoder", "shared"])
+def test_every_kind_can_be_asked_for(name, kind):
+    model, sample = models.ALL[name]()
+    expected = tensors_in(call(model.eval(), sample))
+    set_dropout_(model, 0.4, sample=sample, kind=kind)
+    assert set(kinds(model)) == {kind}
+    assert set(dropouts(model).values()) == {0.4}
+    for after, before in zip(tensors_in(call(model.eval(), sample)), expected, strict=True):
+        torch.testing.assert_close(after, before)
+    tensors_in(call(model.train(), sample))
+    before = dict(model.named_modules())
+    set_dropout_(model, 0.2, sample=sample)
+    assert dict(model.named_modules()) == before
+    assert set(kinds(model)) == {kind}
+
+
+def test_channel_dropout_knows_where_the_channels_are():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    set_dropout_(model, 0.3, "all", sample=torch.randn(2, 3, 6, 6), kind="channel")
+    assert [type(module).__name__ for module in model.modules() if is_dropout(module)] == [
+        "Dropout2d", "Dropout2d", "LastAxisDropout",
+    ]  # fmt: skip
+    given = nn.Sequential(
+        nn.Conv1d(3, 4, 1), nn.Dropout(0.1), nn.Flatten(), nn.Linear(20, 4), nn.Dropout(), nn.Linear(4, 1)
+    )
+    changes = set_dropout_(given, 0.3, sample=torch.randn(2, 3, 5), kind="channel")
+    assert list(changes) == [("Dropout → Dropout1d(0.3)", "1"), ("Dropout → LastAxisDropout(0.3)", "4")]
+    back = set_dropout_(given, 0.3, sample=torch.randn(2, 3, 5), kind="element")
+    assert [what for what, _ in back] == ["Dropout1d → Dropout(0.3)", "LastAxisDropout → Dropout(0.3)"]
+
+
+def test_weights_are_dropped_instead_of_units():
+    model, sample = models.encoder()
+    expected = tensors_in(call(model.eval(), sample))
+    changes = set_dropout_(model, 0.5, sample=sample, kind="connect")
+    assert set(dropouts(model).values()) == {0.0}
+    assert ("p 0.1 → 0", "layers.0.dropout1") in list(changes)
+    assert ("Linear → DropConnectLinear(0.5)", "layers.0.linear1") in list(changes)
+    assert changes.technique == "set_dropout_(0.5, 'hidden', kind='connect')"
+    for after, before in zip(tensors_in(call(model.eval(), sample)), expected, strict=True):
+        torch.testing.assert_close(after, before)
+    model, sample = models.mlp()
+    assert [place for _, place in set_dropout_(model, 0.5, sample=sample, kind="connect")] == ["2", "4"]
+    assert dropouts(model) == {}
+
+
+def test_kinds_that_cannot_be_are_refused_and_change_nothing():
+    model, sample = models.mlp()
+    with pytest.raises(InvalidValue, match=r"unknown kind 'connected'. Did you mean 'connect'\?"):
+        set_dropout_(model, 0.5, sample=sample, kind="connected")
+    with pytest.raises(InvalidValue, match=r"p must lie in \[0, 1\)"):
+        set_dropout_(model, 1.0, sample=sample, kind="gaussian")
+    assert dropouts(model) == {}
+    set_dropout_(model, 0.5, sample=sample, kind="gaussian")
+    with pytest.raises(InvalidValue, match=r"p must lie in \[0, 1\)"):
+        set_dropout_(model, 1.0, sample=sample)
+    assert set(dropouts(model).values()) == {0.5}
 
 
 def test_compiled_afterwards_it_gives_the_same():

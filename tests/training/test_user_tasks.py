@@ -93,7 +93,7 @@ def test_the_current_folder_does_not_come_before_what_is_installed_afterwards(pr
 def test_what_does_not_exist_gets_the_nearest_name(project):
     with pytest.raises(InvalidValue, match="Did you mean 'build'"):
         load_task(f"{project}.work:biuld")
-    with pytest.raises(HomeostatError, match=rf"no module '{project}\.wrok'"):
+    with pytest.raises(HomeostatError, match=rf"there is no module '{project}\.wrok'"):
         load_task(f"{project}.wrok:build")
     with pytest.raises(HomeostatError, match="no module 'nowhere_at_all'"):
         load_task("nowhere_at_all.work:build")
@@ -103,7 +103,7 @@ def test_what_does_not_exist_gets_the_nearest_name(project):
 
 @pytest.mark.parametrize(
     ("function", "says"),
-    [("nothing", "return a homeostat Task"), ("needs", "needed: path"), ("NUMBER", "a function that returns a Task")],
+    [("nothing", "return a homeostat Task"), ("needs", "needed: path"), ("NUMBER", "have 'NUMBER' as a function")],
 )
 def test_what_is_no_task_function_is_refused(project, function, says):
     with pytest.raises((InvalidType, InvalidValue), match=says if function != "nothing" else "homeostat Task"):

@@ -52,3 +52,16 @@ def split(where: str, activation: str | None) -> tuple[float, Callable[[Tensor],
     if activation not in _FUNCTIONS:
         raise unknown(where, "activation", activation, ACTIVATIONS)
     return 1.0, _FUNCTIONS[activation]
+
+
+def activate(input: Tensor, slope: float, function: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The activation that `split` took apart, all of it by torch.
+
+    Example:
+        >>> import torch
+        >>> activate(torch.tensor([-1.0, 2.0]), *split("", "relu"))
+        tensor([0., 2.])
+    """
+    if slope != 1:
+        input = functional.leaky_relu(input, slope) if slope else functional.relu(input)
+    return input if function is None else function(input)

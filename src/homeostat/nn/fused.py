@@ -10,10 +10,14 @@ from homeostat.nn.activation import split
 
 
 class Fused(nn.Module):
-    """A mixin in front of one of torch.nn's normalization modules."""
+    """A mixin in front of one of torch.nn's normalization modules.
 
-    activation: str | None
-    backend: str | None
+    The settings are the class's until a module has its own: one of torch's modules that is given this class
+    (`homeostat.use`) has them all.
+    """
+
+    activation: str | None = None
+    backend: str | None = None
     unbiased: bool = True
 
     def _fuse(self, activation: str | None, backend: str | None) -> None:

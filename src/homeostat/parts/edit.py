@@ -159,11 +159,11 @@ class Edit:
         return Changes(self.technique, tuple(self.lines), tuple(self.notes))
 
     def _put(self, old: nn.Module, new: nn.Module) -> None:
-        places = list(_places(self.model, old))
-        if not places:
+        found = list(places(self.model, old))
+        if not found:
             cure = "The layer is the whole model: put it into a torch.nn.Sequential."
             raise invalid(self.technique, "model", "have its layers as parts", type(self.model).__name__, cure)
-        self._steps += [_Step(container, key, old, new) for container, key in places]
+        self._steps += [_Step(container, key, old, new) for container, key in found]
         self._touched.add(old)
 
     def _leave_fast_paths(self) -> None:
@@ -194,7 +194,7 @@ class Edit:
                 raise invalid(self.technique, "model", condition, type(self.model).__name__, cure)
 
 
-def _places(model: nn.Module, held: nn.Module) -> Iterator[tuple[Any, Any]]:
+def places(model: nn.Module, held: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Every (container, key) under which the model holds a module: as a part, or in a plain attribute, list or dict."""
     for module in model.modules():
         containers: list[Any] = [module._modules]

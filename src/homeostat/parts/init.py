@@ -1,269 +1,319 @@
-"""Initialization: of a whole model by one scheme (`initialize_`), and of one tensor (from `schemes`).
+"""Initialization: of a whole model by one scheme (`initialize_`), and of one tensor (from `schemes` and `gains`).
 
-`initialize_` knows the layers, so groups, strides and transposed convolutions are counted as they are.
+`initialize_` knows the layers, so groups, strides and transposed convolutions are counted as they are; with a sample it
+runs the model and finds out what stands between the layers (`init_sites`, `init_paths`, `init_residual`, `init_aware`).
 Random through the given generator, or torch's global one where none is given, as in torch.nn.init.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
+from torch import nn
 
-from homeostat.errors import InvalidValue, invalid, unknown
+from homeostat.parts.dataflow import record
+from homeostat.parts.gains import Activation, backward_gain, gain
+from homeostat.parts.init_aware import Setter, zeroed_norms
+from homeostat.parts.init_order import AWARE, SCHEMES, Order
+from homeostat.parts.init_paths import Paths, following
+from homeostat.parts.init_report import Initialization, Row
+from homeostat.parts.init_residual import RESIDUALS, factors, find_branches, returned_sites
+from homeostat.parts.init_run import Signal, measure, run
+from homeostat.parts.init_sites import Site, Wiring, find_sites
+from homeostat.parts.init_targets import (
+    Target,
+    check_settable,
+    fans_of,
+    is_trained,
+    layer_fans,
+    scale_,
+    set_,
+    sources,
+    targets_of,
+)
+from homeostat.parts.layers import Sample, check_traceable
 from homeostat.parts.schemes import (
     MODES,
     Fans,
-    deviation,
-    draw_,
+    constant_,
     fan_in_uniform_,
-    gain,
     he_normal_,
     he_uniform_,
+    kaiming_normal_,
+    kaiming_uniform_,
+    normal_,
+    ones_,
     orthogonal_,
     tensor_fans,
+    trunc_normal_,
+    uniform_,
     variance_scaling_,
     xavier_normal_,
     xavier_uniform_,
+    zeros_,
 )
 
 __all__ = [
+    "AWARE",
     "MODES",
+    "RESIDUALS",
     "SCHEMES",
     "Fans",
+    "Initialization",
+    "Row",
+    "backward_gain",
+    "constant_",
     "fan_in_uniform_",
     "gain",
     "he_normal_",
     "he_uniform_",
     "initialize_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
     "layer_fans",
+    "normal_",
+    "ones_",
     "orthogonal_",
     "tensor_fans",
+    "trunc_normal_",
+    "uniform_",
     "variance_scaling_",
     "xavier_normal_",
     "xavier_uniform_",
+    "zeros_",
 ]
-
-Fill = Callable[[Tensor, Fans], Tensor]
-
-SCHEMES: tuple[str, ...] = (
-    "he_normal",
-    "he_uniform",
-    "xavier_normal",
-    "xavier_uniform",
-    "fan_in_uniform",
-    "orthogonal",
-    "normal",
-    "constant",
-    "zeros",
-)
-"""The schemes that `initialize_` knows."""
-
-_LEAKY_SLOPE = 0.01  # of torch's LeakyReLU, and so of ours
 
 
 def initialize_(
     model: nn.Module,
     scheme: str,
     *,
+    sample: Sample | None = None,
     generator: torch.Generator | None = None,
-    activation: str = "relu",
+    activation: Activation = "relu",
     mode: str = "fan_in",
     gain: float | None = None,
     std: float = 0.01,
     value: float = 0.01,
-) -> list[str]:
+    residual: str | None = None,
+) -> Initialization:
     """Set the parameters of every layer anew, by one scheme.
 
     | scheme | weights |
     |---|---|
+    | he | N(0, g² / fan), g the gain of the function that the run found in front of the layer |
+    | xavier | N(0, g² / fan_avg) |
+    | lsuv | orthogonal, then scaled until the output's variance on the sample is 1, layer by layer |
+    | orthogonal | orthogonal rows or columns of length g; without a sample of length `init.gain(activation)` |
     | he_normal, he_uniform | variance 2 / fan; 2 / (1 + 0.01²) / fan if `activation` is leaky_relu |
     | xavier_normal, xavier_uniform | variance 1 / fan_avg |
+    | lecun_normal, lecun_uniform | variance 1 / fan_in |
     | fan_in_uniform | U(-1/√fan_in, 1/√fan_in) |
-    | orthogonal | orthogonal rows or columns of length `init.gain(activation)` |
     | normal | N(0, std²) |
+    | trunc_normal (or truncated_normal) | normal with standard deviation `std`, cut at two of its own deviations |
     | constant, zeros | `value`, 0 |
 
-    Weights are those of Linear, convolutions, transposed convolutions, and the input projections of MultiheadAttention
-    (query, key and value each as a matrix of its own); their biases become 0. torch's normalization layers get scale 1,
-    shift 0 and fresh running statistics. Every other layer (embeddings, recurrent layers, ...) is left alone, and so
-    are frozen parameters: somebody trained those. A weight that several layers share is drawn once, for the first.
-    fan_in is what one output sums and fan_out what one input feeds, on average and away from the borders: the stride
-    divides fan_out of a convolution (torch.nn.init ignores it) and fan_in of a transposed one.
+    Weights are those of Linear, convolutions, transposed convolutions, and the projections of MultiheadAttention
+    (query, key and value each as a matrix of its own); their biases become 0. With a sample, parameters that the model
+    gives to linear, conv, matmul or addmm by hand count too. torch's normalization layers get scale 1, shift 0 and
+    fresh running statistics. Every other layer (embeddings, recurrent layers, ...) is left alone, and so are frozen
+    parameters: somebody trained those. A weight that several layers share is drawn once. fan_in is what one output sums
+    and fan_out what one input feeds, on average and away from the borders: the stride divides fan_out of a convolution
+    (torch.nn.init ignores it) and fan_in of a transposed one.
+
+    The gain g of he, xavier and orthogonal makes up for what stands in front of a layer, since the last weight or
+    normalization layer: 1 / √E[φ(z)²] for z ~ N(0, 1), by quadrature of the very function that the model computed,
+    averaged over all uses of the weight. It is 1 for layers that see the model's input and for the last layer of every
+    output, and 1 / √m for a measured mean square m behind sums, gates and whatever else is no elementwise function of
+    one tensor. What pooling, attention and other averages take away is not made up for. Where the mean square that
+    arrives on the sample is more than twice or less than half of what theory expects (deep narrow nets, borders,
+    functions such as silu whose error grows with depth), the gain makes up for that too, except with mode "fan_out".
 
     Args:
         model: changed in place. Weights under `torch.nn.utils.parametrize` are set through the parametrization.
         scheme: one of the table.
+        sample: what the model is called with: a tensor, a tuple of positional or a mapping of keyword arguments, on the
+            model's device. Any scheme takes one, for the measurements in the table that is returned.
         generator: the source of randomness, used layer by layer in the model's order; None: torch's global one.
-        activation: the activation between the layers; matters to he with leaky_relu, and to orthogonal.
-        mode: the fan of the he schemes: "fan_in", "fan_out" or "fan_avg".
-        gain: a factor on the standard deviation 1/√fan, in place of the scheme's own (he √2, xavier 1, fan_in_uniform
-            1/√3); the length for orthogonal.
-        std: the standard deviation of normal.
+        activation: a name, module or function; matters without a sample to he_* with leaky_relu and to orthogonal, and
+            with one to layers that the sample does not reach.
+        mode: the fan of the he schemes: "fan_in", "fan_out" (then "he" makes up for the gradient, with the function
+            behind the layer) or "fan_avg".
+        gain: a factor on the standard deviation 1/√fan, in place of the scheme's own (he √2, xavier and lecun 1,
+            fan_in_uniform 1/√3) or the gains found; the length for orthogonal.
+        std: the standard deviation of normal and trunc_normal.
         value: that of constant.
-    Returns: the names of the parameters that were set, in the model's order; empty if there was nothing to set.
-    Raises: InvalidValue for unknown names, numbers that cannot be used, and weights that cannot be set (lazy layers
-        before their first batch, hooks that recompute the weight), before anything has changed.
+        residual: what happens to residual branches, which the run finds: "keep": nothing; "scaled": the last weight of
+            each of L branches that are added to one stream is multiplied by 1 / √L, unless normalization ends the
+            branch; "zero": the scale of the normalization that ends a branch, or else its last weight, is 0; "fixup":
+            with L branches in the model the m weights of each are multiplied by L^(-1 / (2m - 2)), the last of each and
+            the last layers of the model are 0. None: "scaled" for he and xavier, else "keep".
+    Returns: the names of the parameters that were set, in the model's order, false if there was nothing to set; with a
+        table of layers, fans, gains and mean square ratios forward and backward.
+    Raises: InvalidValue for unknown names, numbers that cannot be used, a scheme or `residual` that needs a sample and
+        gets none, and weights that cannot be set (lazy layers before their first batch, hooks that recompute the
+        weight), before anything has changed. Whatever the model raises on the sample; then it is as it was.
+    Source: He et al. 2015, arXiv:1502.01852; Glorot & Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html;
+        Mishkin & Matas 2016, arXiv:1511.06422; Goyal et al. 2017, arXiv:1706.02677; Zhang et al. 2019,
+        arXiv:1901.09321.
     Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> initialize_(model, "he_normal", generator=torch.Generator().manual_seed(0))
-        ['0.weight', '0.bias', '2.weight', '2.bias']
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> done = initialize_(model, "he", sample=torch.randn(16, 4), generator=torch.Generator().manual_seed(0))
+        >>> list(done)
+        ['0.weight', '0.bias', '2.weight', '2.bias', '4.weight', '4.bias']
+        >>> [(row.layer, row.activation, round(row.gain, 2)) for row in done.rows]
+        [('0', 'input', 1.0), ('2', 'relu', 1.41), ('4', 'tanh', 1.0)]
     """
-    fill = _filler(scheme, generator, activation, mode, gain, std, value)
-    targets = [target for name, layer in model.named_modules() for target in _targets(name, layer)]
+    order = Order(scheme, generator, activation, mode, gain, std, value, residual, sample is not None)
+    if sample is not None or not isinstance(model, nn.Module):
+        check_traceable("initialize_", model)
+    flow = None if sample is None else record(model, sample)
+    sites = find_sites(model, flow)
+    targets = _all_targets(model, sites)
     for target in targets:
-        _check_settable(target)
+        check_settable(target)
+    chosen = _unshared(targets)
+    drawn = {target.name for target in chosen}
+    if sample is None or flow is None:
+        for target in chosen:
+            set_(target, order.fill)
+        return Initialization([target.name for target in chosen], [_row(site, order, drawn) for site in sites])
+    paths = Paths(Wiring(flow, sites))
+    for known in flow.values:
+        paths.to(known)
+    with _restored_on_error(model):
+        for target in chosen:
+            set_(target, order.fill)
+        notes = _finish(model, sample, order, paths, [site for site in sites if site.target.name in drawn])
+        signals = measure(model, sample, sites)
+    texts = _activations(paths, sites, order)
+    rows = [_row(site, order, drawn, notes.get(site), signals.get(site), texts[site]) for site in sites]
+    return Initialization([target.name for target in chosen], rows)
+
+
+def _all_targets(model: nn.Module, sites: list[Site]) -> list[Target]:
+    """Those of known layers in the model's order, then those that only the run found."""
+    known = targets_of(model)
+    names = {target.name for target in known}
+    bare = [target for site in sites if site.target.name not in names for target in (site.target, *site.biases)]
+    return known + bare
+
+
+def _unshared(targets: list[Target]) -> list[Target]:
+    """Those to be set: not frozen, and each parameter once."""
     done: set[int] = set()
-    changed: list[str] = []
+    chosen = []
     for target in targets:
-        sources = _sources(target)
-        if not any(source.requires_grad for source in sources) or done.intersection(map(id, sources)):
-            continue
-        _set_(target, fill)
-        done.update(map(id, sources))
-        changed.append(target.name)
-    return changed
+        behind = sources(target)
+        if is_trained(target) and not done.intersection(map(id, behind)):
+            done.update(map(id, behind))
+            chosen.append(target)
+    return chosen
 
 
-def layer_fans(layer: nn.Module) -> Fans:
-    """(fan_in, fan_out) of a Linear, convolution or transposed convolution, as averages away from the borders.
-
-    Example:
-        >>> layer_fans(nn.Conv2d(8, 16, 3, groups=2, stride=2))
-        (36.0, 18.0)
-    """
-    if isinstance(layer, nn.Linear):
-        return float(layer.in_features), float(layer.out_features)
-    if not isinstance(layer, _ConvNd):
-        raise invalid("layer_fans", "layer", "be a Linear, a convolution or a transposed convolution", layer)
-    kernel, stride = math.prod(layer.kernel_size), math.prod(layer.stride)
-    fan_in, fan_out = layer.in_channels / layer.groups * kernel, layer.out_channels / layer.groups * kernel
-    return (fan_in / stride, fan_out) if isinstance(layer, _ConvTransposeNd) else (fan_in, fan_out / stride)
-
-
-def _filler(
-    scheme: str,
-    generator: torch.Generator | None,
-    activation: str,
-    mode: str,
-    own_gain: float | None,
-    std: float,
-    value: float,
-) -> Fill:
-    """The scheme as a function that fills a weight (outputs first) with given fans; all arguments are checked here."""
-    if scheme not in SCHEMES:
-        raise unknown("initialize_", "scheme", scheme, SCHEMES)
-    if mode not in MODES:
-        raise unknown("initialize_", "mode", mode, MODES)
-    usual_length = gain(activation)
-    for name, number in (("gain", own_gain), ("std", std), ("value", value)):
-        if number is not None and not (math.isfinite(number) and (number >= 0 or name == "value")):
-            raise invalid("initialize_", name, "be finite" if name == "value" else "be finite and at least 0", number)
-    if scheme == "orthogonal":
-        length = usual_length if own_gain is None else own_gain
-        return lambda weight, fans: orthogonal_(weight, length, generator=generator)
-    if scheme == "normal":
-        return lambda weight, fans: draw_(weight, std, "normal", generator)
-    if scheme in ("constant", "zeros"):
-        return lambda weight, fans: weight.fill_(value if scheme == "constant" else 0.0)
-    usual_scale, fan_mode = _scale_and_mode(scheme, activation, mode)
-    scale = usual_scale if own_gain is None else own_gain**2
-    distribution = "normal" if scheme.endswith("normal") else "uniform"
-    return lambda weight, fans: draw_(weight, deviation("initialize_", fans, scale, fan_mode), distribution, generator)
-
-
-def _scale_and_mode(scheme: str, activation: str, mode: str) -> tuple[float, str]:
-    if scheme.startswith("he"):
-        return 2 / (1 + (_LEAKY_SLOPE**2 if activation == "leaky_relu" else 0)), mode
-    return (1.0, "fan_avg") if scheme.startswith("xavier") else (1 / 3, "fan_in")
-
-
-class _Target(NamedTuple):
-    """One parameter that a scheme sets: its full name, its layer, its name there, and to what it is set."""
-
-    name: str
-    layer: nn.Module
-    attribute: str
-    to: str
-    """"scheme", "zero" or "one"."""
-
-
-def _targets(name: str, layer: nn.Module) -> Iterator[_Target]:
-    wanted: dict[str, str] = {}
-    if isinstance(layer, nn.Linear | _ConvNd):
-        wanted = {"weight": "scheme", "bias": "zero"}
-    elif isinstance(layer, nn.MultiheadAttention):
-        projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-        wanted = dict.fromkeys(projections, "scheme") | {"in_proj_bias": "zero"}
-    elif isinstance(layer, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
-        wanted = {"weight": "one", "bias": "zero"}
-    for attribute, to in wanted.items():
-        if getattr(layer, attribute, None) is not None:
-            yield _Target(f"{name}.{attribute}" if name else attribute, layer, attribute, to)
-
-
-def _sources(target: _Target) -> list[Tensor]:
-    """The parameters behind an attribute: itself, or the originals of its parametrization."""
-    steps = _parametrization(target)
-    if steps is not None:
-        return list(steps.parameters(recurse=False))
-    return [target.layer._parameters[target.attribute]]  # type: ignore[list-item]
-
-
-def _parametrization(target: _Target) -> parametrize.ParametrizationList | None:
-    if not parametrize.is_parametrized(target.layer, target.attribute):
-        return None
-    return cast("nn.ModuleDict", target.layer.parametrizations)[target.attribute]  # type: ignore[return-value]
-
-
-def _check_settable(target: _Target) -> None:
-    """Raise an error, naming the parameter, if writing to it would fail or change nothing."""
-
-    def refusal(cure: str) -> InvalidValue:
-        kind = type(target.layer).__name__
-        return invalid("initialize_", target.name, "be a parameter that can be set", kind, cure)
-
-    steps = _parametrization(target)
-    if steps is not None:
-        if not all(hasattr(step, "right_inverse") for step in steps):
-            raise refusal("Its parametrization has no right_inverse; initialize before parametrizing.")
-    elif target.attribute not in target.layer._parameters:
-        raise refusal("A hook recomputes it (torch's old weight_norm, pruning); use torch.nn.utils.parametrizations.")
-    elif isinstance(target.layer._parameters[target.attribute], UninitializedParameter):
-        raise refusal("The layer is lazy: run one batch through the model first.")
-
-
-@torch.no_grad()
-def _set_(target: _Target, fill: Fill) -> None:
-    layer, attribute = target.layer, target.attribute
-    current = getattr(layer, attribute)
-    parametrized = _parametrization(target) is not None
-    values = torch.empty_like(current) if parametrized else current
-    if target.to == "scheme":
-        for block, fans in _blocks(layer, values):
-            fill(block, fans)
+def _finish(
+    model: nn.Module, sample: Sample, order: Order, paths: Paths, sites: list[Site]
+) -> dict[Site, tuple[float, str]]:
+    """Scale what was drawn: by the gains found, by what residual branches ask for. Returns gains and notes."""
+    residual = order.residual or "keep"
+    branches = find_branches(paths)
+    drawn = {site.target.name: site for site in sites}
+    scaling = {
+        drawn[site.target.name]: factor
+        for site, factor in factors(branches, residual).items()
+        if site.target.name in drawn  # a further use of a weight counts as the first
+    }
+    inside = {site for branch in branches for site in branch.sites}
+    ends = [site for site in sites if site not in inside and paths.wiring.is_last(site)]
+    if residual == "fixup":
+        scaling |= dict.fromkeys(returned_sites(paths, ends), 0.0)
+    zeroed = zeroed_norms(branches, residual)
+    setter = Setter(paths, sites, order.scheme, order.fan_mode, order.gain, scaling, zeroed, ends)
+    if order.aware:
+        run(model, sample, setter)
+        for site in sites:
+            if not site.calls and order.scheme != "lsuv":
+                scale_(site.target, order.usual_length if order.gain is None else order.gain)
     else:
-        values.fill_(1.0 if target.to == "one" else 0.0)
-    if parametrized:
-        setattr(layer, attribute, values)
-    if target.to == "one" and isinstance(layer, _NormBase):
-        layer.reset_running_stats()
+        for site, factor in scaling.items():
+            scale_(site.target, factor)
+    for layer in zeroed:
+        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+    found = {}
+    for site in sites:
+        choice = setter.choices.get(site)
+        gained = order.usual_gain if choice is None else choice.gain
+        notes = [choice.note if choice else "", _residual_note(scaling.get(site), residual)]
+        if not site.calls:
+            gained = order.usual_length if order.aware else gained
+        found[site] = gained, ", ".join(filter(None, notes))
+    return found
 
 
-def _blocks(layer: nn.Module, weight: Tensor) -> list[tuple[Tensor, Fans]]:
-    """The weight as matrices that each map inputs to outputs, (outputs, inputs, *kernel), with their fans."""
-    if isinstance(layer, nn.MultiheadAttention):
-        parts = weight.chunk(3) if len(weight) == 3 * layer.embed_dim else (weight,)
-        return [(part, tensor_fans(part)) for part in parts]
-    fans = layer_fans(layer)
-    if not isinstance(layer, _ConvNd):
-        return [(weight, fans)]
-    turned = isinstance(layer, _ConvTransposeNd)
-    return [(block.transpose(0, 1) if turned else block, fans) for block in weight.chunk(layer.groups)]
+def _residual_note(factor: float | None, residual: str) -> str:
+    return "" if factor in (None, 1.0) else f"{residual}: times {factor:.3g}"
+
+
+@contextmanager
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Put parameters and buffers back if the block fails."""
+    states = [*model.parameters(), *model.buffers()]
+    values = [state.detach().clone() for state in states]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for state, value in zip(states, values, strict=True):
+                state.copy_(value)
+        raise
+
+
+def _activations(paths: Paths, sites: list[Site], order: Order) -> dict[Site, str]:
+    """What the table says about the function in front of each layer, or behind it."""
+    if order.scheme == "he" and order.mode == "fan_out":
+        behind = following(paths, sites)
+        return {site: _distinct([path.text or "none" for path in behind[site]]) for site in sites}
+    found = {}
+    for site in sites:
+        before = paths.to(site.inputs[0]) if site.inputs else ()
+        starts = {"layer": "", "mixing": "average", "constant": "input"}
+        texts = [", ".join(filter(None, (starts.get(path.kind, path.kind), path.text))) for path in before]
+        found[site] = "attention" if site.mixes else _distinct([text or "none" for text in texts])
+    return found
+
+
+def _distinct(texts: list[str]) -> str:
+    return " | ".join(dict.fromkeys(texts))
+
+
+def _row(
+    site: Site,
+    order: Order,
+    drawn: set[str],
+    found: tuple[float, str] | None = None,
+    signal: Signal | None = None,
+    activation: str = "",
+) -> Row:
+    """The line of the table about one weight."""
+    fan_in, fan_out = fans_of(site.target)
+    weight = getattr(site.target.layer, site.target.attribute).detach()
+    std = math.sqrt(float(weight.double().square().mean())) if weight.numel() else 0.0
+    gained, note = found if found else (order.usual_gain, "")
+    notes = [note]
+    if site.target.name not in drawn:
+        gained = math.nan
+        notes.append("shares its weight" if is_trained(site.target) else "frozen: left as it is")
+    elif order.scheme in ("lsuv", "normal", "trunc_normal", "truncated_normal", "constant", "zeros"):
+        gained = std * math.sqrt(fan_in)
+    if order.sampled and not site.calls:
+        notes.append("not reached by the sample")
+    elif site.calls > 1:
+        notes.append(f"used {site.calls} times")
+    signal = signal or Signal()
+    return Row(
+        site.name, site.kind, fan_in, fan_out, activation, gained, std,
+        signal.forward, signal.backward, signal.output, ", ".join(filter(None, notes)),
+    )  # fmt: skip

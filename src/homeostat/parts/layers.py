@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from homeostat import seeds
 from homeostat.errors import invalid, invalid_type
-from homeostat.parts.dropout import is_dropout
+from homeostat.parts.dropout_layers import is_dropout
 from homeostat.parts.extended import Extended
 from homeostat.parts.norm import is_norm
 
@@ -168,16 +168,10 @@ def trace_layers(model: nn.Module, sample: Sample) -> Trace:
         >>> [(layer.name, layer.role) for layer in trace_layers(model, torch.zeros(3, 4)).layers]
         [('0', 'weight'), ('1', 'activation'), ('2', 'weight')]
     """
-    if not isinstance(model, nn.Module):
-        raise invalid_type("trace_layers", "model", "be a torch.nn.Module", model)
-    _refuse_untraceable(model)
+    check_traceable("trace_layers", model)
     recorder = _Recorder(model, sample)
-    with _untouched(model), recorder.watching():
-        try:
-            returned = call(model, sample)
-        except Exception as error:
-            error.add_note("This happened while homeostat ran the model once, in evaluation mode, on its sample.")
-            raise
+    with untouched(model), recorder.watching():
+        returned = call_once(model, sample)
     return recorder.trace(returned)
 
 
@@ -186,6 +180,15 @@ def call(model: nn.Module, sample: Sample) -> Any:
     if isinstance(sample, Mapping):
         return model(**sample)
     return model(*sample) if isinstance(sample, tuple | list) else model(sample)
+
+
+def call_once(model: nn.Module, sample: Sample) -> Any:
+    """The same; what the model raises says when it happened."""
+    try:
+        return call(model, sample)
+    except Exception as error:
+        error.add_note("This happened while homeostat ran the model once, in evaluation mode, on its sample.")
+        raise
 
 
 def layers_of(model: nn.Module) -> dict[nn.Module, Layer]:
@@ -223,7 +226,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, sample: Sample) -> None:
         super().__init__()
         self.layers = layers_of(model)
-        self.input_storages = {_storage(tensor) for tensor in tensors_in(sample)} - {0}
+        self.input_storages = {storage_of(tensor) for tensor in tensors_in(sample)} - {0}
         self.functional: set[str] = set()
         self.started = False
         self.depth = 0
@@ -264,9 +267,9 @@ class _Recorder(TorchFunctionMode):
         source, result = inputs[0], outputs[0]
         if layer.role in ("weight", "other") and not self.started:
             self.started = True
-            self.input_storages.add(_storage(source))
+            self.input_storages.add(storage_of(source))
             self.input_storages.discard(0)
-        layer.reads_input |= _storage(source) in self.input_storages
+        layer.reads_input |= storage_of(source) in self.input_storages
         if layer.output is None:
             layer.input_shape, layer.output = tuple(source.shape), result
         layer.output_shapes.add(tuple(result.shape))
@@ -274,10 +277,10 @@ class _Recorder(TorchFunctionMode):
 
     def trace(self, returned: Any) -> Trace:
         """What was seen, once the model has returned."""
-        read_later = {_storage(source) for layer, source, *_ in self.seen if layer.role == "weight"}
-        returned_storages = {_storage(tensor) for tensor in tensors_in(returned)} - read_later - {0}
+        read_later = {storage_of(source) for layer, source, *_ in self.seen if layer.role == "weight"}
+        returned_storages = {storage_of(tensor) for tensor in tensors_in(returned)} - read_later - {0}
         for layer, source, result, source_version, result_version in self.seen:
-            layer.is_output |= _storage(result) in returned_storages
+            layer.is_output |= storage_of(result) in returned_storages
             layer.changed_in_place |= source._version != source_version or result._version != result_version
         ran = sorted((layer for layer in self.layers.values() if layer.calls), key=lambda layer: layer.first)
         idle = tuple(layer for layer in self.layers.values() if not layer.calls)
@@ -285,39 +288,49 @@ class _Recorder(TorchFunctionMode):
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in a nest of tuples, lists and mappings, in order."""
+    """All tensors in a nest of tuples, lists, mappings and dataclasses, in order."""
+    return [tensor for _, tensor in named_tensors_in(value)]
+
+
+def named_tensors_in(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    """The same, each with the way to it: "0", "logits", "hidden_states.3"; "" for a tensor by itself."""
     if isinstance(value, Tensor):
-        return [value]
-    parts: Iterable[Any] = ()
+        return [(name, value)]
+    parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        parts = value.values()
+        parts = value.items()
     elif isinstance(value, tuple | list):
-        parts = value
-    return [tensor for part in parts for tensor in tensors_in(part)]
+        parts = enumerate(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = [(part.name, getattr(value, part.name)) for part in fields(value)]
+    return [pair for key, part in parts for pair in named_tensors_in(part, f"{name}.{key}" if name else str(key))]
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
     """The address of a tensor's memory, the same for all its views; 0 if it has none."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
-def _refuse_untraceable(model: nn.Module) -> None:
+def check_traceable(where: str, model: nn.Module) -> None:
+    """Raise an error in `where`'s name if the model is none, or one whose modules cannot be followed."""
+    if not isinstance(model, nn.Module):
+        raise invalid_type(where, "model", "be a torch.nn.Module", model)
     for name, module in model.named_modules():
         part = name or type(model).__name__
         for base in type(module).__mro__:
             if base.__name__ in _WRAPPERS:
                 cure = f"Operate on the original model and {_WRAPPERS[base.__name__]}."
-                raise invalid("trace_layers", "model", f"be without any {base.__name__}", part, cure)
+                raise invalid(where, "model", f"be without any {base.__name__}", part, cure)
         if module._compiled_call_impl is not None:
-            raise invalid("trace_layers", "model", "not be compiled", part, "Compile it afterwards.")
+            raise invalid(where, "model", "not be compiled", part, "Compile it afterwards.")
         states = [*module._parameters.values(), *module._buffers.values()]
         if any(isinstance(state, UninitializedParameter | UninitializedBuffer) for state in states):
             cure = "Its shapes are still open: run one batch through the model first."
-            raise invalid("trace_layers", "model", "hold no lazy layer", part, cure)
+            raise invalid(where, "model", "hold no lazy layer", part, cure)
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, a random stream of its own; then everything as before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

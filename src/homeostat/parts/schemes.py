@@ -8,19 +8,18 @@ generator gives the same weights on every device.
 
 from __future__ import annotations
 
-import functools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, unknown
-from homeostat.parts.activation import make_activation
 
 Fans = tuple[float, float]
 MODES: tuple[str, ...] = ("fan_in", "fan_out", "fan_avg")
 """The fans that a variance can be scaled by."""
+
+_STD_WITHIN_TWO = 0.8796256610342398  # of a standard normal variable that is known to lie in [-2, 2]
 
 
 def he_normal_(
@@ -46,7 +45,7 @@ def he_uniform_(
     return variance_scaling_(tensor, 2 / (1 + negative_slope**2), mode, "uniform", generator=generator)
 
 
-def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Draw from N(0, gain² · 2 / (fan_in + fan_out)): keeps linear and tanh layers in their linear range.
 
     Args:
@@ -59,7 +58,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Genera
     return variance_scaling_(tensor, gain**2, "fan_avg", "normal", generator=generator)
 
 
-def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """As `xavier_normal_`, with the same variance, from U(-r, r), r = gain · √(6 / (fan_in + fan_out))."""
     return variance_scaling_(tensor, gain**2, "fan_avg", "uniform", generator=generator)
 
@@ -86,7 +85,8 @@ def variance_scaling_(
         tensor: at least two dimensions, (outputs, inputs, *kernel); changed in place.
         scale: c in c / n; >= 0 and finite.
         mode: which fan n is: "fan_in", "fan_out", or "fan_avg", their mean.
-        distribution: "normal" or "uniform".
+        distribution: "normal", "uniform", or "truncated": normal, cut at two of its own deviations and widened so that
+            the variance is what it should be, as Keras and JAX do.
         generator: where the values come from; None is torch's default generator, as in torch.nn.init.
     Returns: the tensor.
     Raises: InvalidValue for an unknown mode or distribution, a scale that cannot be used, fewer than two dimensions.
@@ -99,7 +99,7 @@ def variance_scaling_(
     return draw_(tensor, deviation("variance_scaling_", tensor_fans(tensor), scale, mode), distribution, generator)
 
 
-def orthogonal_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Make the rows, or the columns if there are fewer, orthogonal and of length `gain`; uniform over all such
     matrices.
 
@@ -120,6 +120,129 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator
     return _assign_(tensor, gain * (basis if rows >= columns else basis.T).reshape(tensor.shape))
 
 
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from U(a, b).
+
+    Args:
+        tensor: any shape; changed in place.
+        a, b: the ends of the interval, finite, a <= b.
+        generator: where the values come from; None is torch's default generator, as in torch.nn.init.
+    Returns: the tensor.
+    Source: torch.nn.init.uniform_.
+    """
+    _check_interval("uniform_", a, b)
+    return _assign_(tensor, _empty(tensor.shape, tensor, generator).uniform_(a, b, generator=generator))
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from N(mean, std²).
+
+    Args:
+        tensor: any shape; changed in place.
+        mean, std: finite; std >= 0.
+        generator: where the values come from; None is torch's default generator, as in torch.nn.init.
+    Returns: the tensor.
+    Source: torch.nn.init.normal_.
+    """
+    _check_mean_and_std("normal_", mean, std)
+    return _assign_(tensor, _standard_normal(tensor.shape, tensor, generator).mul_(std).add_(mean))
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw from N(mean, std²) under the condition that the value lies in [a, b].
+
+    By the inverse of the distribution function in float64, in the tail where it is exact. As in torch, a and b are
+    values, not multiples of std: with std = 0.02 the defaults cut nothing.
+
+    Args:
+        tensor: any shape; changed in place.
+        mean, std: of the normal distribution before it is cut; finite, std > 0.
+        a, b: the ends of the interval, a < b.
+        generator: where the values come from; None is torch's default generator, as in torch.nn.init.
+    Returns: the tensor.
+    Raises: InvalidValue for numbers that cannot be used, and an interval so far out that it holds no probability.
+    Source: torch.nn.init.trunc_normal_; Burkardt 2014, "The Truncated Normal Distribution".
+    Example:
+        >>> weight = trunc_normal_(torch.empty(1000), b=0.0, generator=torch.Generator().manual_seed(0))
+        >>> bool((weight >= -2).all() and (weight <= 0).all())
+        True
+    """
+    _check_mean_and_std("trunc_normal_", mean, std)
+    if std == 0:
+        raise invalid("trunc_normal_", "std", "be above 0", std)
+    if not a < b:
+        raise invalid("trunc_normal_", "a", "be below b", a, f"b is {b}.")
+    lower, upper = (a - mean) / std, (b - mean) / std
+    turn = -1.0 if lower > 0 else 1.0  # far above the mean the distribution function is 1 and tells nothing apart
+    lower, upper = sorted((turn * lower, turn * upper))
+    ends = [math.erfc(-end / math.sqrt(2)) / 2 for end in (lower, upper)]
+    if ends[0] == ends[1]:
+        cure = f"Between {a} and {b} a normal distribution with mean {mean} and std {std} has no probability."
+        raise invalid("trunc_normal_", "a", "be nearer to the mean", a, cure)
+    draws = _empty(tensor.shape, tensor, generator, torch.float64).uniform_(*ends, generator=generator)
+    values = torch.special.ndtri(draws).mul_(turn * std).add_(mean)
+    return _assign_(tensor, values.clamp_(a, b))
+
+
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    """Fill with the value `val`.
+
+    Source: torch.nn.init.constant_.
+    """
+    return _assign_(tensor, torch.as_tensor(val, device=tensor.device))
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    """Fill with 0."""
+    return constant_(tensor, 0.0)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """Fill with 1."""
+    return constant_(tensor, 1.0)
+
+
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """torch.nn.init.kaiming_normal_, argument by argument; `he_normal_` says the same with fewer words.
+
+    Args:
+        tensor: at least two dimensions, (outputs, inputs, *kernel); changed in place.
+        a: the slope of the leaky ReLU; only with nonlinearity "leaky_relu".
+        mode: "fan_in", "fan_out" or "fan_avg".
+        nonlinearity: a name that torch.nn.init.calculate_gain knows; its gain is torch's (5/3 for tanh).
+        generator: where the values come from; None is torch's default generator.
+    Returns: the tensor.
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+    scale = torch.nn.init.calculate_gain(nonlinearity, a) ** 2  # type: ignore[arg-type]
+    return variance_scaling_(tensor, scale, mode, "normal", generator=generator)
+
+
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """torch.nn.init.kaiming_uniform_, argument by argument; see `kaiming_normal_`."""
+    scale = torch.nn.init.calculate_gain(nonlinearity, a) ** 2  # type: ignore[arg-type]
+    return variance_scaling_(tensor, scale, mode, "uniform", generator=generator)
+
+
 def tensor_fans(tensor: Tensor) -> Fans:
     """(fan_in, fan_out) of a weight of shape (outputs, inputs, *kernel), counted as torch.nn.init does.
 
@@ -132,29 +255,19 @@ def tensor_fans(tensor: Tensor) -> Fans:
     return float(tensor.shape[1] * kernel), float(tensor.shape[0] * kernel)
 
 
-@functools.cache
-def gain(activation: str) -> float:
-    """The factor g for which the activation keeps the mean square of normal inputs: E[φ(z)²] · g² = 1, z ~ N(0, 1).
-
-    Computed by Gauss–Hermite quadrature: √2 for relu, 1 for identity and selu, 1.59 for tanh.
-
-    Example:
-        >>> round(gain("relu"), 6), round(gain("tanh"), 2)
-        (1.414214, 1.59)
-    """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
-    values = make_activation(activation)(torch.from_numpy(nodes)).numpy()
-    return float(math.sqrt(weights.sum() / (weights * values**2).sum()))
-
-
 def draw_(tensor: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> Tensor:
-    """Fill with mean 0 and standard deviation `std`, whatever the shape; "normal" or "uniform"."""
+    """Fill with mean 0 and standard deviation `std`, whatever the shape; "truncated": normal within two deviations."""
     if distribution == "normal":
         return _assign_(tensor, _standard_normal(tensor.shape, tensor, generator).mul_(std))
     if distribution == "uniform":
         bound = math.sqrt(3) * std
         return _assign_(tensor, _empty(tensor.shape, tensor, generator).uniform_(-bound, bound, generator=generator))
-    raise unknown("variance_scaling_", "distribution", distribution, ("normal", "uniform"))
+    if distribution == "truncated" and std > 0:
+        wider = std / _STD_WITHIN_TWO
+        return trunc_normal_(tensor, 0.0, wider, -2 * wider, 2 * wider, generator=generator)
+    if distribution == "truncated":
+        return zeros_(tensor)
+    raise unknown("variance_scaling_", "distribution", distribution, ("normal", "uniform", "truncated"))
 
 
 def deviation(where: str, fans: Fans, scale: float, mode: str) -> float:
@@ -171,10 +284,24 @@ def _standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Gene
     return _empty(shape, like, generator).normal_(generator=generator)
 
 
-def _empty(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _empty(
+    shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Where values are drawn: on the generator's device, in at least float32, whatever the parameter's own layout."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = dtype or (torch.float64 if like.dtype == torch.float64 else torch.float32)
     return torch.empty(shape, dtype=dtype, device=like.device if generator is None else generator.device)
+
+
+def _check_interval(where: str, a: float, b: float) -> None:
+    if not (math.isfinite(a) and math.isfinite(b) and a <= b):
+        raise invalid(where, "a", "be at most b, and both finite", (a, b))
+
+
+def _check_mean_and_std(where: str, mean: float, std: float) -> None:
+    if not math.isfinite(mean):
+        raise invalid(where, "mean", "be finite", mean)
+    if not (math.isfinite(std) and std >= 0):
+        raise invalid(where, "std", "be finite and at least 0", std)
 
 
 @torch.no_grad()

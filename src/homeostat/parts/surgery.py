@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from homeostat.errors import unknown
 from homeostat.parts.activation import ACTIVATIONS, make_activation
-from homeostat.parts.dropout import check_probability, make_dropout
+from homeostat.parts.dropout import PLACES, check_place, set_drop_connect_, weight_layers
+from homeostat.parts.dropout_layers import KINDS, check_probability, dropout_kind, make_dropout
 from homeostat.parts.edit import Changes, Edit
 from homeostat.parts.extended import Copy
 from homeostat.parts.layers import RECTIFIERS, Layer, Sample, Trace, layers_of, trace_layers
@@ -43,9 +45,6 @@ _RECTIFYING: tuple[Callable[..., Any], ...] = (
     F.hardswish,
 )
 _SQUASHING: tuple[Callable[..., Any], ...] = (torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, F.hardsigmoid)
-
-PLACES: tuple[str, ...] = ("hidden", "input", "all")
-"""Where `set_dropout_` can work."""
 
 
 def set_norm_(model: nn.Module, kind: str, sample: Sample, optimizer: Optimizer | None = None) -> Changes:
@@ -90,21 +89,27 @@ def set_norm_(model: nn.Module, kind: str, sample: Sample, optimizer: Optimizer 
     return edit.apply(sample, optimizer, _why_no_norm(trace, kind))
 
 
-def set_dropout_(model: nn.Module, p: float, where: str = "hidden", *, sample: Sample) -> Changes:
+def set_dropout_(
+    model: nn.Module, p: float, where: str = "hidden", *, sample: Sample, kind: str | None = None
+) -> Changes:
     """Make p the probability of dropout in a model: set it in its dropout layers, or add some if it has none.
 
     "input" is what happens before the first weight layer (Linear, convolution, attention, recurrent), "hidden" what
     happens behind it, "all" both. Dropout layers that are there already get p; with 0 they stay and do nothing. Where
-    there are none, a Dropout is put in front of weight layers: for "input" the first and others that read the model's
-    input, for "hidden" the rest.
+    there are none, a dropout layer is put in front of weight layers: for "input" the first and others that read the
+    model's input, for "hidden" the rest.
 
     Args:
         model: changed in place.
         p: the probability of dropping a unit, in [0, 1].
         where: "hidden", "input" or "all".
         sample: what the model is called with, on its device: a tensor, a tuple of arguments or a mapping of keywords.
+        kind: as in `dropout.make_dropout`: element, channel, alpha or gaussian; layers of other kinds are replaced.
+            "connect" drops weights instead, see `dropout.set_drop_connect_`, and sets p = 0 in dropout layers. None
+            leaves layers what they are, and adds "element".
     Returns: what changed; a NoEffectWarning is given if the model could not become what was asked for.
-    Raises: InvalidValue if p or where cannot be used, and as `layers.trace_layers` does; the model is unchanged then.
+    Raises: InvalidValue if p, where or kind cannot be used, and as `layers.trace_layers` does; the model is unchanged
+        then.
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> print(set_dropout_(model, 0.5, sample=torch.zeros(3, 4)))
@@ -112,19 +117,23 @@ def set_dropout_(model: nn.Module, p: float, where: str = "hidden", *, sample: S
           2: Dropout(0.5) added before Linear
     """
     check_probability("set_dropout_", p)
-    if where not in PLACES:
-        raise unknown("set_dropout_", "where", where, PLACES)
+    check_place("set_dropout_", where)
+    if kind is not None and kind not in (*KINDS, "connect"):
+        raise unknown("set_dropout_", "kind", kind, (*KINDS, "connect"))
     trace = trace_layers(model, sample)
-    edit = Edit(model, f"set_dropout_({p:g}, {where!r})")
+    settings = f"{p:g}, {where!r}" if kind is None else f"{p:g}, {where!r}, kind={kind!r}"
+    edit = Edit(model, f"set_dropout_({settings})")
     places = {"input": _input_dropout(trace), "hidden": _hidden_dropout(trace)}
     chosen = list(places.values()) if where == "all" else [places[where]]
+    if kind == "connect":
+        return _connect(edit, chosen, p, where, sample)
     for existing, targets in chosen:
         for layer in existing:
-            if layer.module.p != p:
-                edit.set(layer.module, "p", p, layer.where, f"p {layer.module.p:g} → {p:g}")
+            _set_dropout(edit, trace, layer, p, kind)
         if not existing and p > 0:
             for layer in targets:
-                edit.add(layer, make_dropout(p), "before", f"Dropout({p:g}) added before {layer.kind}")
+                new = make_dropout(p, kind or "element", _dims(layer))
+                edit.add(layer, new, "before", f"{type(new).__name__}({p:g}) added before {layer.kind}")
     if "dropout" in trace.functional:
         edit.notes.append("it also drops with functions of torch.nn.functional, which stay")
     reachable = any(existing or targets for existing, targets in chosen)
@@ -191,9 +200,39 @@ def _input_dropout(trace: Trace) -> tuple[list[Layer], list[Layer]]:
 
 def _hidden_dropout(trace: Trace) -> tuple[list[Layer], list[Layer]]:
     """The same for what is behind; dropout layers that did not run count as hidden."""
-    on_input, first = _input_dropout(trace)
+    on_input, _ = _input_dropout(trace)
     layers = [layer for layer in (*trace.layers, *trace.idle) if layer.role == "dropout" and layer not in on_input]
-    return layers, [layer for layer in trace.of("weight") if layer not in first]
+    return layers, weight_layers(trace, "hidden")
+
+
+def _set_dropout(edit: Edit, trace: Trace, layer: Layer, p: float, kind: str | None) -> None:
+    """Give a dropout layer that is there p, or replace it by one of another kind."""
+    old = dropout_kind(layer.module)
+    if kind is not None and kind != old:
+        before = trace.before(layer)
+        fits = before is not None and len(layer.input_shape) == _dims(before) + 2
+        new = make_dropout(p, kind, _dims(before) if before is not None and fits else 0)
+        edit.replace(layer, new, f"{layer.kind} → {type(new).__name__}({p:g})")
+    elif layer.module.p != p:
+        check_probability("set_dropout_", p, layer.module)
+        edit.set(layer.module, "p", p, layer.where, f"p {layer.module.p:g} → {p:g}")
+
+
+def _connect(
+    edit: Edit, chosen: list[tuple[list[Layer], list[Layer]]], p: float, where: str, sample: Sample
+) -> Changes:
+    """Drop weights instead of units."""
+    for layer in (layer for existing, _ in chosen for layer in existing):
+        if layer.module.p != 0:
+            edit.set(layer.module, "p", 0.0, layer.where, f"p {layer.module.p:g} → 0")
+    silenced = edit.apply(sample, None, "")
+    connected = set_drop_connect_(edit.model, p, where, sample=sample)
+    return Changes(edit.technique, silenced.lines + connected.lines, silenced.notes + connected.notes)
+
+
+def _dims(layer: Layer) -> int:
+    """How many spatial dimensions a weight layer's inputs have: 0 for a Linear."""
+    return len(layer.module.kernel_size) if isinstance(layer.module, _ConvNd) else 0
 
 
 def _replace_norm(edit: Edit, trace: Trace, layer: Layer, kind: str) -> None:

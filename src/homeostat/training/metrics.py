@@ -47,7 +47,9 @@ class Metric:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits (N, C, ...) against class numbers (N, ...)."""
+    """Mean cross-entropy of logits (N, C, ...) against class numbers (N, ...), or class probabilities (N, C, ...)."""
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
     if outputs.ndim != targets.ndim + 1 or len(outputs) != len(targets):
         expected = f"have the shape (N, classes) for targets of shape {tuple(targets.shape)}"
         raise invalid("cross_entropy", "the model's output", expected, outputs, "One logit per class is needed.")

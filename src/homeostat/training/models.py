@@ -18,13 +18,16 @@ from torch.nn import functional as F
 
 from homeostat import seeds
 from homeostat.errors import NoEffectWarning, invalid
+from homeostat.nn import DropPath
 from homeostat.parts import init, surgery
 from homeostat.parts.activation import make_activation
-from homeostat.parts.dropout import make_dropout
+from homeostat.parts.dropout import drop_path_rates, make_dropout, set_drop_connect_
 from homeostat.parts.norm import make_norm
+from homeostat.training.architectures import alexnet, inception
 from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 
+_SAMPLE = 64  # examples on which activation-aware schemes run the model
 _RISING = ("relu", "leaky_relu", "elu", "selu", "tanh", "sigmoid", "identity")  # never falling: pooling commutes
 
 
@@ -36,6 +39,7 @@ def mlp(
     activation: str = "relu",
     norm: str = "none",
     dropout: float = 0.0,
+    dropout_kind: str = "element",
     input_dropout: float = 0.0,
 ) -> nn.Sequential:
     """A multilayer perceptron: (N, ...) with `inputs` values per example -> (N, outputs).
@@ -50,7 +54,7 @@ def mlp(
     if input_dropout:
         layers.append(make_dropout(input_dropout))
     for before, width in pairwise((inputs, *widths)):
-        layers += [nn.Linear(before, width), *_norm_act(norm, width, 0, activation, dropout)]
+        layers += [nn.Linear(before, width), *_norm_act(norm, width, 0, activation, dropout, dropout_kind)]
     return nn.Sequential(*layers, nn.Linear((inputs, *widths)[-1], outputs))
 
 
@@ -62,6 +66,7 @@ def cnn(
     activation: str = "relu",
     norm: str = "none",
     dropout: float = 0.0,
+    dropout_kind: str = "element",
     input_dropout: float = 0.0,
 ) -> nn.Sequential:
     """A small convolutional net: (N, C, H, W) -> (N, outputs).
@@ -78,7 +83,7 @@ def cnn(
             early = norm == "none" and activation in _RISING
             stage.insert(1 if early else len(stage), nn.MaxPool2d(2))
             height, width = height // 2, width // 2
-        layers += [*stage, *([make_dropout(dropout)] if dropout else [])]
+        layers += [*stage, *([make_dropout(dropout, dropout_kind, 2)] if dropout else [])]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, outputs))
 
 
@@ -90,14 +95,26 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, before: int, after: int, *, stride: int, shortcut: bool, activation: str, norm: str, dropout: float
+        self,
+        before: int,
+        after: int,
+        *,
+        stride: int,
+        shortcut: bool,
+        activation: str,
+        norm: str,
+        dropout: float,
+        dropout_kind: str,
+        drop_path: float,
     ) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride=stride, padding=1), *_norm_act(norm, after, 2, activation, dropout)
-        )
+        between = _norm_act(norm, after, 2, activation, dropout, dropout_kind)
+        self.first = nn.Sequential(nn.Conv2d(before, after, 3, stride=stride, padding=1), *between)
         self.second = nn.Conv2d(after, after, 3, padding=1)
-        self.norm = None if norm == "none" else make_norm(norm, after, 2, activation)
+        self.drop_path = DropPath(drop_path) if drop_path and shortcut else None
+        # alone, the norm adds the shortcut and activates in the same pass
+        fused = activation if self.drop_path is None else "identity"
+        self.norm = None if norm == "none" else make_norm(norm, after, 2, fused)
         # Made for the plain twin too, and dropped, so that both draw the same weights for the layers they share.
         projection = nn.Conv2d(before, after, 1, stride=stride) if stride > 1 or before != after else nn.Identity()
         self.shortcut = projection if shortcut else None
@@ -106,8 +123,12 @@ class Block(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         output = self.second(self.first(input))
         residual = None if self.shortcut is None else self.shortcut(input)
-        if self.norm is not None:  # adds and activates in the same pass
-            return self.norm(output, residual)
+        if self.norm is not None:
+            if self.drop_path is None:
+                return self.norm(output, residual)
+            output = self.norm(output)
+        if self.drop_path is not None:
+            output = self.drop_path(output)
         return self.activation(output if residual is None else output + residual)
 
 
@@ -118,6 +139,7 @@ class ResNet(nn.Module):
         depth: 6n + 2 weight layers: a convolution, three stages of n blocks, a linear layer.
         widths: channels of the three stages; the second and third halve the resolution.
         shortcut: False builds the plain twin, the same layers without the skip connections.
+        drop_path: the probability of skipping the last block's branch; it rises from 0 (`dropout.drop_path_rates`).
     """
 
     def __init__(
@@ -131,6 +153,8 @@ class ResNet(nn.Module):
         activation: str = "relu",
         norm: str = "batch",
         dropout: float = 0.0,
+        dropout_kind: str = "element",
+        drop_path: float = 0.0,
         input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -142,6 +166,7 @@ class ResNet(nn.Module):
             *_norm_act(norm, widths[0], 2, activation, 0.0),
         )
         blocks: list[nn.Module] = []
+        rates = iter(drop_path_rates(drop_path, (depth - 2) // 2))
         for stage, (before, after) in enumerate(pairwise((widths[0], *widths))):
             for index in range((depth - 2) // 6):
                 first = index == 0
@@ -154,6 +179,8 @@ class ResNet(nn.Module):
                         activation=activation,
                         norm=norm,
                         dropout=dropout,
+                        dropout_kind=dropout_kind,
+                        drop_path=next(rates),
                     )
                 )
         self.blocks = nn.Sequential(*blocks)
@@ -177,7 +204,16 @@ def build_model(task: Task, recipe: Recipe, seed: int) -> nn.Module:
     if recipe.init != "keep":
         activation = "relu" if recipe.activation == "keep" else recipe.activation
         generator = seeds.torch_generator(seed, "init")
-        if not init.initialize_(model, recipe.init, generator=generator, activation=activation):
+        sample = task.sample(_SAMPLE)[0] if recipe.init in init.AWARE or recipe.residual is not None else None
+        done = init.initialize_(
+            model,
+            recipe.init,
+            sample=sample,
+            generator=generator,
+            activation=activation,
+            residual=recipe.residual,
+        )
+        if not done:
             warnings.warn(f"init={recipe.init!r} found no layer to initialize.", NoEffectWarning, stacklevel=2)
     # Convolutions run about twice as fast in channels_last on CPUs, and their batches arrive in it.
     images = len(task.input_shape) == 3
@@ -198,21 +234,45 @@ def _built_in(task: Task, recipe: Recipe) -> nn.Module:
     if name != "mlp" and len(shape) != 3:
         raise invalid("Recipe", "model", "be mlp for data that are not images", name, f"Inputs are {shape}.")
     activation = "relu" if recipe.activation == "keep" else recipe.activation
-    norm = recipe.norm if recipe.norm != "keep" else "batch" if name in ("resnet", "plain") else "none"
-    rate = recipe.dropout or 0.0
+    norm = recipe.norm if recipe.norm != "keep" else "batch" if name in ("resnet", "plain", "inception") else "none"
+    if recipe.drop_path and name != "resnet":
+        raise invalid("Recipe", "drop_path", "be 0 unless the model is resnet", recipe.drop_path, f"This is {name}.")
+    if recipe.widths is not None and name in ("alexnet", "inception"):
+        raise invalid(
+            "Recipe", "widths", f"be left out for {name}", recipe.widths, "Its widths are the published ones."
+        )
     parts: dict[str, Any] = {
         "activation": activation,
         "norm": norm,
-        "dropout": rate if recipe.dropout_where in ("hidden", "all") else 0.0,
-        "input_dropout": rate if recipe.dropout_where in ("input", "all") else 0.0,
+        **_dropout_of(recipe),
         **({"widths": recipe.widths} if recipe.widths else {}),
     }
+    model = _constructed(name, task, recipe, parts)
+    if recipe.dropout_kind == "connect" and recipe.dropout:
+        set_drop_connect_(model, recipe.dropout, recipe.dropout_where, sample=task.sample(2)[0])
+    return model
+
+
+def _constructed(name: str | None, task: Task, recipe: Recipe, parts: dict[str, Any]) -> nn.Module:
+    shape, outputs = task.input_shape, task.outputs
     if name == "mlp":
-        return mlp(int(torch.Size(shape).numel()), task.outputs, **parts)
-    if name == "cnn":
-        return cnn(shape, task.outputs, **parts)
-    depth = recipe.depth or 8
-    return ResNet(shape, task.outputs, depth=depth, shortcut=name == "resnet", **parts)
+        return mlp(int(torch.Size(shape).numel()), outputs, **parts)
+    if name in ("cnn", "alexnet", "inception"):
+        build: Any = {"cnn": cnn, "alexnet": alexnet, "inception": inception}[name]
+        return build(shape, outputs, **parts)
+    shortcut = name == "resnet"
+    parts |= {"drop_path": recipe.drop_path} if shortcut else {}
+    return ResNet(shape, outputs, depth=recipe.depth or 8, shortcut=shortcut, **parts)
+
+
+def _dropout_of(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of a built-in model for its dropout; dropped weights are put in afterwards."""
+    rate = 0.0 if recipe.dropout_kind == "connect" else recipe.dropout or 0.0
+    return {
+        "dropout": rate if recipe.dropout_where in ("hidden", "all") else 0.0,
+        "input_dropout": rate if recipe.dropout_where in ("input", "all") else 0.0,
+        "dropout_kind": "element" if recipe.dropout_kind in ("keep", "connect") else recipe.dropout_kind,
+    }
 
 
 def _own_model(task: Task, recipe: Recipe) -> nn.Module:
@@ -231,12 +291,18 @@ def _own_model(task: Task, recipe: Recipe) -> nn.Module:
         surgery.set_activation_(model, recipe.activation, sample)
     if recipe.norm != "keep":
         surgery.set_norm_(model, recipe.norm, sample)
+    if recipe.drop_path:
+        cure = "A module of your own decides where a branch may be skipped: put homeostat.nn.DropPath there."
+        raise invalid("Recipe", "drop_path", "be 0 for a model of your own", recipe.drop_path, cure)
     if recipe.dropout is not None:
-        surgery.set_dropout_(model, recipe.dropout, where=recipe.dropout_where, sample=sample)
+        kind = None if recipe.dropout_kind == "keep" else recipe.dropout_kind
+        surgery.set_dropout_(model, recipe.dropout, where=recipe.dropout_where, kind=kind, sample=sample)
     return model
 
 
-def _norm_act(norm: str, channels: int, dims: int, activation: str, dropout: float) -> list[nn.Module]:
+def _norm_act(
+    norm: str, channels: int, dims: int, activation: str, dropout: float, dropout_kind: str = "element"
+) -> list[nn.Module]:
     """What follows a layer: norm and activation, in one module where there are both, and dropout."""
     layers = [make_activation(activation) if norm == "none" else make_norm(norm, channels, dims, activation)]
-    return [*layers, make_dropout(dropout)] if dropout else layers
+    return [*layers, make_dropout(dropout, dropout_kind, dims)] if dropout else layers

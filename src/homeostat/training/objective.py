@@ -16,9 +16,10 @@ import torch
 
 from homeostat import seeds
 from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning, invalid, invalid_type
-from homeostat.parts.augment import make_augment
 from homeostat.training.cache import open_task, storable, store_task
 from homeostat.training.datasets import load_task
+from homeostat.training.evaluation import Evaluation
+from homeostat.training.inputs import Inputs, check_corruption
 from homeostat.training.loop import fit
 from homeostat.training.metrics import Goal
 from homeostat.training.models import build_model
@@ -127,16 +128,18 @@ class Objective:
             warnings.simplefilter("ignore", NoEffectWarning)  # each trial tells it again, where the report collects it
             model = build_model(self.task, recipe, 0)
         input, target = self.task.train.head(8 if recipe.batch_size == "full" else min(8, recipe.batch_size))
-        input = self.task.prepare(input)
-        if recipe.augment != "none":
-            input = make_augment(recipe.augment)(input, seeds.torch_generator(0, "check"))
+        cpu = torch.device("cpu")
+        inputs = Inputs(self.task, recipe, cpu)
+        Evaluation(self.task, recipe, 0, cpu)
+        input, wanted = inputs.for_training(input, target, seeds.torch_generator(0, "check"))
+        check_corruption(self.task, recipe.corruption)
         model.train()
         output = model(input)
         if not isinstance(output, torch.Tensor):
             cure = "Return what the loss compares with the targets, and nothing else."
             raise invalid_type("Task", "the model's output", "be one tensor", type(output).__name__, cure)
         self._check_logits(output)
-        loss = self.task.loss_function(label_smoothing=recipe.label_smoothing)(output, target)
+        loss = self.task.loss_function(label_smoothing=recipe.label_smoothing)(output, wanted)
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(loss).__name__}"
             raise InvalidValue(f"the loss must be one number in a tensor, but has {shown}. Average over the batch.")

@@ -16,6 +16,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from homeostat.errors import HomeostatError, InvalidValue, invalid, unknown
+from homeostat.parts.augment import AUGMENTATIONS
+from homeostat.parts.corrupt import CORRUPTIONS
 
 Init = Literal[
     "keep",
@@ -26,8 +28,12 @@ Init = Literal[
     "fan_in_uniform",
     "orthogonal",
     "normal",
+    "trunc_normal",
     "constant",
     "zeros",
+    "he",
+    "xavier",
+    "lsuv",
 ]
 Activation = Literal["keep", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 Norm = Literal["keep", "none", "batch", "layer", "group", "instance", "rms"]
@@ -47,22 +53,40 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
-    model: Literal["mlp", "cnn", "resnet", "plain"] | None = Field(
+    model: Literal["mlp", "cnn", "resnet", "plain", "alexnet", "inception"] | None = Field(
         None, description="built-in model; none: the task's own"
     )
     widths: tuple[int, ...] | None = Field(None, description="units per hidden layer (mlp) or channels per stage")
     depth: int | None = Field(None, description="weight layers of resnet and plain: 8, 14, 20, ... (6n + 2)")
     init: Init = Field("keep", description="initialization of linear and convolution weights; keep: PyTorch's")
+    residual: Literal["keep", "scaled", "zero", "fixup"] | None = Field(
+        None, description="how init treats residual branches; none: as the scheme does"
+    )
     activation: Activation = Field("keep", description="nonlinearity; keep: relu in built-in models")
-    norm: Norm = Field("keep", description="normalization after hidden layers; keep: none (mlp, cnn), batch (resnet)")
+    norm: Norm = Field(
+        "keep", description="normalization after hidden layers; keep: none (mlp, cnn, alexnet), else batch"
+    )
     dropout: float | None = Field(None, ge=0, le=1, description="probability of dropping a unit; none: as built")
     dropout_where: Literal["hidden", "input", "all"] = Field("hidden", description="what dropout acts on")
+    dropout_kind: Literal["keep", "element", "channel", "alpha", "gaussian", "connect"] = Field(
+        "keep", description="what is dropped; connect: weights; keep: single values where the builder chose no kind"
+    )
+    dropout_schedule: Literal["constant", "ramp", "early", "curriculum"] = Field(
+        "constant", description="course of the probability over the epochs"
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="probability of skipping a residual branch, at the last one")
     weight_decay: float | None = Field(None, ge=0, description="decoupled decay; none: 0.01 for adamw, else 0")
     l1: float = Field(0.0, ge=0, description="weight of the sum of absolute weights in the loss")
     l2: float = Field(0.0, ge=0, description="weight of half the sum of squared weights in the loss")
+    l1_proximal: float = Field(0.0, ge=0, description="L1 by soft thresholds after each step: exact zeros")
     clip_norm: float | None = Field(None, gt=0, description="bound on the joint L2 norm of the gradient")
     clip_value: float | None = Field(None, gt=0, description="bound on each component of the gradient")
-    augment: str = Field("none", description="crop, flip, cutout, noise, joined by +, or none")
+    clip_adaptive: float | None = Field(
+        None, gt=0, description="bound on each unit's gradient norm, in units of its weight norm"
+    )
+    augment: str = Field("none", description=f"{', '.join(AUGMENTATIONS)}, joined by +, or none")
+    mix: Literal["none", "mixup", "cutmix"] = Field("none", description="examples mixed with others of their batch")
+    mix_alpha: float = Field(1.0, gt=0, description="both parameters of the Beta distribution that mix draws from")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adamw", description="the update rule")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; beta1 of adam and adamw")
@@ -73,8 +97,18 @@ class Recipe(BaseModel):
     epochs: int = Field(20, ge=1, description="passes over the training split")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without improvement")
     min_delta: float = Field(0.0, ge=0, description="the least change that counts as an improvement")
+    gl_alpha: float | None = Field(None, gt=0, description="stop when the generalization loss exceeds this, in percent")
+    pq_alpha: float | None = Field(None, gt=0, description="stop when generalization loss over progress exceeds this")
+    up_strips: int | None = Field(None, ge=1, description="stop after this many strips in a row that each got worse")
+    strip: int = Field(5, ge=1, description="epochs per strip, for pq_alpha and up_strips")
     monitor: Literal["valid_loss", "valid_metric"] = Field("valid_loss", description="what early stopping watches")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the forward pass")
+    bn_statistics: Literal["momentum", "minibatch", "pooled"] = Field(
+        "momentum", description="statistics of batch normalization for prediction: running, or measured after training"
+    )
+    mc_samples: int = Field(0, ge=0, description="dropout masks that final predictions average over; 0: none")
+    corruption: str = Field("none", description="of validation and test images: name:severity, like fog:3")
+    adapt: Literal["none", "bn", "tent"] = Field("none", description="adaptation to the images that are predicted")
     compile: bool = Field(False, description="run the model through torch.compile")
 
     def __init__(self, **settings: Any) -> None:
@@ -94,8 +128,13 @@ class Recipe(BaseModel):
         "weight_decay",
         "clip_norm",
         "clip_value",
+        "clip_adaptive",
         "lr",
         "patience",
+        "residual",
+        "gl_alpha",
+        "pq_alpha",
+        "up_strips",
         mode="before",
     )
     @classmethod
@@ -134,21 +173,35 @@ class Recipe(BaseModel):
     @field_validator("augment")
     @classmethod
     def _known_augmentations(cls, value: str) -> str:
-        known = ("crop", "flip", "cutout", "noise")
         names = value.split("+")
         for name in names:
-            if name not in known and value != "none":
-                raise unknown("Recipe", "augmentation", name, (*known, "none"))
+            if name not in AUGMENTATIONS and value != "none":
+                raise unknown("Recipe", "augmentation", name, (*AUGMENTATIONS, "none"))
         if len(set(names)) < len(names):
             raise ValueError("name each augmentation once")
         return value
 
-    @field_validator(
-        "dropout", "weight_decay", "l1", "l2", "clip_norm", "clip_value", "lr", "warmup_epochs", "min_delta"
-    )
+    @field_validator("corruption")
     @classmethod
-    def _finite(cls, value: float | None) -> float | None:
-        if value is not None and not math.isfinite(value):
+    def _known_corruption(cls, value: str) -> str:
+        name, _, severity = value.partition(":")
+        if value != "none" and name not in CORRUPTIONS:
+            raise unknown("Recipe", "corruption", name, (*CORRUPTIONS, "none"))
+        if value != "none" and severity not in ("1", "2", "3", "4", "5"):
+            raise ValueError("be none, or a name and a severity from 1 to 5, like fog:3")
+        return value
+
+    @field_validator("mc_samples")
+    @classmethod
+    def _several_samples(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("be 0, or at least 2")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _finite(cls, value: object) -> object:
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("be a finite number")
         return value
 
@@ -162,6 +215,12 @@ class Recipe(BaseModel):
                 self.warmup_epochs,
                 "Lengthen training.",
             )
+        if self.residual is not None and self.init == "keep":
+            cure = "It belongs to an initialization: set init, such as init=he."
+            raise invalid("Recipe", "residual", "be left out where init is keep", self.residual, cure)
+        if self.mc_samples and self.adapt != "none":
+            cure = "Averaging over masks and adapting are two ways to predict: choose one."
+            raise invalid("Recipe", "mc_samples", "be 0 where adapt is not none", self.mc_samples, cure)
         if self.learning_rate * self.decay > 1:
             cure = "A step shrinks the weights by that share. Lower one of them; weight_decay=0 switches decay off."
             shown = f"{self.learning_rate:g} * {self.decay:g}"
@@ -177,6 +236,11 @@ class Recipe(BaseModel):
     def decay(self) -> float:
         """The decoupled weight decay: `weight_decay`, or the optimizer's usual one (torch's defaults)."""
         return self.weight_decay if self.weight_decay is not None else (0.01 if self.optimizer == "adamw" else 0.0)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether training can end before its epochs are over, and the best weights are kept."""
+        return any(bound is not None for bound in (self.patience, self.gl_alpha, self.pq_alpha, self.up_strips))
 
     def varied(self, changes: Mapping[str, Any]) -> Recipe:
         """The same recipe with some settings changed: one treatment of a study."""

@@ -1,4 +1,4 @@
-"""A task from the user's own code: "package.module:function", imported, called, and checked.
+"""A task or a model from the user's own code: "package.module:function", imported, called, and checked.
 
 What goes wrong in the user's code is shown as the user's own traceback, short: the lines of that code and the error.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from homeostat.errors import HomeostatError, InvalidValue, invalid_type, unknown
 from homeostat.training.task import Task
 
@@ -29,20 +31,38 @@ def user_task(spec: str, *, seed: int = 0) -> Task:
     Raises: HomeostatError with the user's traceback if importing or calling fails; InvalidValue for a function that the
         module does not have; InvalidType if the function returns something other than a Task.
     """
+    task = returned(spec, seed=seed)
+    if not isinstance(task, Task):
+        raise invalid_type("load_task", spec, "return a homeostat Task", task, "End it with return hs.Task(...).")
+    function_name = spec.partition(":")[2]
+    return task.loaded_as(function_name if task.name == "task" else task.name, seed)
+
+
+def user_model(spec: str) -> tuple[nn.Module, Any]:
+    """The model, and the sample it can be called with, that the function named by `spec` returns.
+
+    Raises: as `user_task`; InvalidType if the function returns something other than a module and a sample.
+    """
+    pair = returned(spec)
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module)):
+        cure = "End it with return model, sample: a module, and a batch that it can be called with."
+        raise invalid_type("fold", spec, "return a model and a sample", pair, cure)
+    return pair
+
+
+def returned(spec: str, *, seed: int = 0) -> Any:
+    """What the function named by `spec` returns; see `user_task`."""
     module_name, _, function_name = spec.partition(":")
     with _current_folder_importable():
         module = _imported(module_name, spec)
         function = _function(module, function_name, spec)
         arguments = {"seed": seed} if "seed" in _parameters(function, spec) else {}
         try:
-            task = function(**arguments)
+            return function(**arguments)
         except HomeostatError as error:  # such as Task's own refusal, which says all there is to say
             raise type(error)(f"{spec}: {error}") from error
         except (Exception, SystemExit) as error:
             raise HomeostatError(f"{spec}: the function failed.\n{short_traceback(error)}") from error
-    if not isinstance(task, Task):
-        raise invalid_type("load_task", spec, "return a homeostat Task", task, "End it with return hs.Task(...).")
-    return task.loaded_as(function_name if task.name == "task" else task.name, seed)
 
 
 @contextlib.contextmanager
@@ -70,7 +90,7 @@ def _imported(name: str, spec: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             where = f"Looked in {Path.cwd()} and among the installed packages."
-            raise HomeostatError(f"load_task: there is no module {error.name!r} for {spec!r}. {where}") from error
+            raise HomeostatError(f"{spec}: there is no module {error.name!r}. {where}") from error
         raise HomeostatError(f"{spec}: importing {name} failed.\n{short_traceback(error)}") from error
     except (Exception, SystemExit) as error:
         raise HomeostatError(f"{spec}: importing {name} failed.\n{short_traceback(error)}") from error
@@ -83,7 +103,7 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
         raise InvalidValue(f"{unknown(spec, f'function of {module.__name__}', name, own)} That module is {place}.")
     function = getattr(module, name)
     if not callable(function):
-        raise invalid_type("load_task", spec, "be a function that returns a Task", function)
+        raise invalid_type(spec, module.__name__, f"have {name!r} as a function", function)
     return function
 
 
@@ -96,7 +116,7 @@ def _parameters(function: Callable[..., Any], spec: str) -> list[str]:
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable and p.name != "seed"]
     if needed:
         cure = "Give them defaults; only a parameter named seed is passed."
-        raise invalid_type("load_task", spec, "be callable without arguments", f"needed: {', '.join(needed)}", cure)
+        raise invalid_type(spec, "the function", "be callable without arguments", f"needed: {', '.join(needed)}", cure)
     return [p.name for p in parameters if p.kind not in (*variable, inspect.Parameter.POSITIONAL_ONLY)]
 
 

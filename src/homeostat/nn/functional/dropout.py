@@ -1,8 +1,10 @@
-"""Dropout of values, channels, examples and weights; the arguments of torch.nn.functional, then seeds and backends.
+"""Dropout of values, channels and examples; the arguments of torch.nn.functional, then seeds and backends.
 
 In training a unit is zero with probability p and the others are divided by 1 - p (the inverted form); in evaluation,
-and for p = 0, the input itself comes back. A dropped unit is exactly zero, even where the input is infinite or NaN.
-Only the seed is kept for the backward pass, which makes the mask again.
+and for p = 0, the input itself comes back. With mode="scaled" the others stay as they are, and evaluation multiplies by
+1 - p. A dropped unit is exactly zero, even where the input is infinite or NaN. Only the seed is kept for the backward
+pass, which makes the mask again. Dropout of weights is in `drop_connect`, multiplication by noise and what goes with
+SELU in `noise`.
 
 Random: a call draws one seed from `generator`, or from torch's own on the CPU; no other random state is read or
 changed. The mask is a pure function of the seed and of each unit's place: with a `seed` it is the same on every
@@ -18,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from homeostat.errors import invalid, invalid_type
+from homeostat.errors import invalid, invalid_type, unknown
 from homeostat.kernels import dropout as kernels
-from homeostat.kernels.drop_connect import drop_connect
+
+MODES: tuple[str, ...] = ("inverted", "scaled")
+"""What makes training and evaluation agree in the mean: division by 1 - p in training, or a factor in evaluation."""
 
 
 def dropout(
@@ -29,6 +33,7 @@ def dropout(
     training: bool = True,
     inplace: bool = False,
     *,
+    mode: str = "inverted",
     generator: torch.Generator | None = None,
     seed: Tensor | int | None = None,
     offset: int = 0,
@@ -39,8 +44,9 @@ def dropout(
     Args:
         input: floating, any shape.
         p: the probability of dropping a value, in [0, 1], in steps of 2**-32.
-        training: False returns the input itself.
+        training: False returns the input itself (for mode "scaled" the input times 1 - p).
         inplace: the result is also written to the input.
+        mode: "inverted" divides by 1 - p in training; "scaled" multiplies by 1 - p in evaluation instead.
         generator: a generator on the CPU, where the seed of this call comes from; None takes torch's own.
         seed: instead of a drawn one: int64 (key, number of the stream), or an integer, which means (seed, 0).
         offset: how many examples (of the first dimension) came before this part of a batch.
@@ -56,14 +62,8 @@ def dropout(
         >>> torch.equal(dropout(x[1:], 0.5, seed=7, offset=1), whole[1:])
         True
     """
-    if _is_identity("dropout", p, training):
-        return input
-    stream = _stream("dropout", seed, generator)
-    if input.dim():
-        output = kernels.dropout(input, stream, p, input.dim(), offset, 0, backend)
-    else:
-        output = kernels.dropout(input.unsqueeze(0), stream, p, 1, offset, 0, backend).squeeze(0)
-    return input.copy_(output) if inplace else output
+    batched = input.dim() > 0
+    return _drop("dropout", input, p, training, inplace, batched, None, mode, generator, seed, offset, backend)
 
 
 def dropout1d(
@@ -72,6 +72,7 @@ def dropout1d(
     training: bool = True,
     inplace: bool = False,
     *,
+    mode: str = "inverted",
     generator: torch.Generator | None = None,
     seed: Tensor | int | None = None,
     offset: int = 0,
@@ -84,7 +85,7 @@ def dropout1d(
     if input.dim() not in (2, 3):
         raise invalid("dropout1d", "input", "have 2 or 3 dimensions, (C, L) or (N, C, L)", input)
     batched = input.dim() == 3
-    return _channels("dropout1d", input, p, training, inplace, batched, generator, seed, offset, backend)
+    return _drop("dropout1d", input, p, training, inplace, batched, 2, mode, generator, seed, offset, backend)
 
 
 def dropout2d(
@@ -93,6 +94,7 @@ def dropout2d(
     training: bool = True,
     inplace: bool = False,
     *,
+    mode: str = "inverted",
     generator: torch.Generator | None = None,
     seed: Tensor | int | None = None,
     offset: int = 0,
@@ -111,7 +113,7 @@ def dropout2d(
         if input.dim() == 3:
             text += ", assuming that channel-wise 1D dropout behavior is desired, which is dropout1d's"
         _warn(f"Received a {input.dim()}-D input to dropout2d. {text}.")
-    return _channels("dropout2d", input, p, training, inplace, True, generator, seed, offset, backend)
+    return _drop("dropout2d", input, p, training, inplace, True, 2, mode, generator, seed, offset, backend)
 
 
 def dropout3d(
@@ -120,6 +122,7 @@ def dropout3d(
     training: bool = True,
     inplace: bool = False,
     *,
+    mode: str = "inverted",
     generator: torch.Generator | None = None,
     seed: Tensor | int | None = None,
     offset: int = 0,
@@ -137,7 +140,7 @@ def dropout3d(
         text = "Its input should have 4 or 5 dimensions, (C, D, H, W) or (N, C, D, H, W), and is read as (C, ...)."
         _warn(f"Received a {input.dim()}-D input to dropout3d. {text}")
     batched = input.dim() == 5
-    return _channels("dropout3d", input, p, training, inplace, batched, generator, seed, offset, backend)
+    return _drop("dropout3d", input, p, training, inplace, batched, 2, mode, generator, seed, offset, backend)
 
 
 def drop_path(
@@ -161,61 +164,14 @@ def drop_path(
         scale_by_keep: whether the examples that stay are divided by 1 - drop_prob.
     Source: Huang et al. 2016, arXiv:1603.09382.
     """
-    if _is_identity("drop_path", drop_prob, training, "drop_prob"):
+    if is_identity("drop_path", drop_prob, training, "drop_prob"):
         return input
     if not input.dim():
         raise invalid("drop_path", "input", "have a first dimension of examples", input)
-    stream = _stream("drop_path", seed, generator)
+    stream = stream_of("drop_path", seed, generator)
     if scale_by_keep:
         return kernels.dropout(input, stream, drop_prob, 1, offset, 0, backend)
-    ones = input.new_ones(input.shape[:1] + (1,) * (input.dim() - 1))
-    return torch.where(kernels.dropout(ones, stream, drop_prob, 1, offset, 0, backend) > 0, input, 0.0)
-
-
-def drop_connect_linear(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    p: float = 0.5,
-    training: bool = True,
-    per_example: bool = False,
-    *,
-    generator: torch.Generator | None = None,
-    seed: Tensor | int | None = None,
-    offset: int = 0,
-    backend: str | None = None,
-) -> Tensor:
-    """torch.nn.functional.linear with weights dropped with probability p and the others divided by 1 - p.
-
-    One mask serves the batch, or every example has its own; then neither masks nor masked weights are stored, and the
-    product is computed in the dtype of the weight, under autocast too. The bias stays. In evaluation the weight is used
-    as it is: the mean of what training saw.
-
-    Args:
-        input: shape (N, ..., I), or (I,) for one example; all rows of an example share its mask.
-        weight: shape (O, I).
-        bias: shape (O,), or None.
-        p: the probability of dropping a weight, in [0, 1].
-        per_example: whether every example has its own mask.
-        offset: how many examples came before this part of a batch; one mask for a batch does not depend on it.
-        backend: 'numba', 'triton' (not with per_example), 'reference' or None.
-    Returns: shape (N, ..., O), or (O,).
-    Raises: InvalidValue, InvalidType for arguments outside of what is said above.
-    Source: Wan et al. 2013, https://proceedings.mlr.press/v28/wan13.html.
-    """
-    if _is_identity("drop_connect_linear", p, training):
-        return functional.linear(input, weight, bias)
-    if weight.dim() != 2:
-        raise invalid("drop_connect_linear", "weight", "have the shape (O, I)", weight)
-    stream = _stream("drop_connect_linear", seed, generator)
-    if not per_example:
-        return functional.linear(input, kernels.dropout(weight, stream, p, 2, 0, 0, backend), bias)
-    if torch.is_autocast_enabled(input.device.type):
-        input = input.to(weight.dtype)
-    shape = input.shape
-    rows = input.reshape(shape[0] if input.dim() > 1 else 1, shape[1:-1].numel(), shape[-1])
-    output = drop_connect(rows, weight, stream, p, offset, 0, backend).reshape(*shape[:-1], weight.shape[0])
-    return output if bias is None else output + bias
+    return _masked(input, stream, drop_prob, 1, offset, backend)
 
 
 def check_probability(where: str, p: float, argument: str = "p") -> None:
@@ -226,27 +182,19 @@ def check_probability(where: str, p: float, argument: str = "p") -> None:
         raise invalid(where, argument, "lie in [0, 1]", p, f"{argument} is the probability of dropping a unit.")
 
 
-def _is_identity(where: str, p: float, training: bool, argument: str = "p") -> bool:
+def is_identity(where: str, p: float, training: bool, argument: str = "p") -> bool:
     """Whether nothing is to be dropped; checks p even then, as torch does."""
     check_probability(where, p, argument)
     return not training or p == 0
 
 
-def _channels(
-    where: str, input: Tensor, p: float, training: bool, inplace: bool, batched: bool,
-    generator: torch.Generator | None, seed: Tensor | int | None, offset: int, backend: str | None,
-) -> Tensor:  # fmt: skip
-    if _is_identity(where, p, training):
-        return input
-    stream = _stream(where, seed, generator)
-    if batched:
-        output = kernels.dropout(input, stream, p, 2, offset, 0, backend)
-    else:
-        output = kernels.dropout(input.unsqueeze(0), stream, p, 2, offset, 0, backend).squeeze(0)
-    return input.copy_(output) if inplace else output
+def check_mode(where: str, mode: str) -> None:
+    """Raise an error in `where`'s name unless the mode is one of `MODES`."""
+    if mode not in MODES:
+        raise unknown(where, "mode", mode, MODES)
 
 
-def _stream(where: str, seed: Tensor | int | None, generator: torch.Generator | None) -> Tensor:
+def stream_of(where: str, seed: Tensor | int | None, generator: torch.Generator | None) -> Tensor:
     """The seed as a kernel wants it, drawn if there is none."""
     if seed is None:
         return kernels.draw_seed(generator)
@@ -259,6 +207,37 @@ def _stream(where: str, seed: Tensor | int | None, generator: torch.Generator | 
     if not -(2**63) <= seed < 2**63:
         raise invalid(where, "seed", "fit 64 bits with a sign", seed)
     return torch.tensor([seed, 0], device="cpu")
+
+
+def _drop(
+    where: str, input: Tensor, p: float, training: bool, inplace: bool, batched: bool, dims: int | None, mode: str,
+    generator: torch.Generator | None, seed: Tensor | int | None, offset: int, backend: str | None,
+) -> Tensor:  # fmt: skip
+    """Drop what the first `dims` dimensions name (None: single values), of a batch or of one example."""
+    check_mode(where, mode)
+    if is_identity(where, p, training):
+        if mode == "inverted" or p == 0:
+            return input
+        return input.mul_(1 - p) if inplace else input * (1 - p)
+    plain = mode == "inverted" and dims is None and seed is None and generator is None and backend is None
+    if plain and input.is_nested:
+        return functional.dropout(input, p, True, inplace)  # its examples differ in shape: torch's alone
+    stream = stream_of(where, seed, generator)
+    examples = input if batched else input.unsqueeze(0)
+    if mode == "inverted":
+        output = kernels.dropout(examples, stream, p, dims or examples.dim(), offset, 0, backend)
+    else:
+        output = _masked(examples, stream, p, dims or examples.dim(), offset, backend)
+    output = output if batched else output.squeeze(0)
+    return input.copy_(output) if inplace else output
+
+
+def _masked(input: Tensor, stream: Tensor, p: float, dims: int, offset: int, backend: str | None) -> Tensor:
+    """Zero where the kernel drops, and exactly the input elsewhere."""
+    if not input.dtype.is_floating_point:
+        raise invalid_type("dropout", "input", "be floating", input)
+    ones = input.new_ones(input.shape[:dims] + (1,) * (input.dim() - dims))
+    return torch.where(kernels.dropout(ones, stream, p, dims, offset, 0, backend) > 0, input, 0.0)
 
 
 def _warn(message: str) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as torch_functional
 
 from homeostat.errors import invalid, invalid_type
 from homeostat.kernels.norm_rows import check, norm_rows
-from homeostat.nn.activation import split
+from homeostat.nn.activation import activate, split
 
 
 def layer_norm(
@@ -93,6 +94,8 @@ def _normalize(
     residual: Tensor | None,
     backend: str | None,
 ) -> Tensor:
+    if input.is_nested and backend is None:
+        return _nested(input, normalized_shape, weight, bias, eps, center, activation, residual)
     shape = normalized_shape if type(normalized_shape) is tuple else _as_tuple(where, normalized_shape)
     if not shape:
         raise invalid(where, "normalized_shape", "have at least one element", shape)
@@ -108,6 +111,18 @@ def _normalize(
     slope, function = split(where, activation)
     output: Tensor = norm_rows(input, weight, bias, residual, length, 1, eps, center, slope, backend)[0]
     return output if function is None else function(output)
+
+
+def _nested(
+    input: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, center: bool,
+    activation: str | None, residual: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Nested tensors, whose examples differ in shape, are torch's alone."""
+    if center:
+        output = torch_functional.layer_norm(input, shape, weight, bias, eps)
+    else:
+        output = torch_functional.rms_norm(input, shape, weight, eps)
+    return activate(output if residual is None else output + residual, *split("layer_norm", activation))
 
 
 def _as_tuple(where: str, shape: Sequence[int]) -> tuple[int, ...]:

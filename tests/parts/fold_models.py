@@ -1,0 +1,80 @@
+"""What the tests of folding share: batch normalization that does something, and a count of what is left of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from homeostat.parts.dataflow import record
+from homeostat.parts.fold import Folding, fold, plan_folding
+from homeostat.parts.fold_check import relative_difference
+from homeostat.parts.layers import call, named_tensors_in, untouched
+
+_NAMES = ("weight", "bias", "running_mean", "running_var")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These models are too small to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settle(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every batch norm random statistics and parameters, as if trained: fresh ones are nearly the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        running_var = getattr(module, "running_var", None)
+        if not isinstance(running_var, Tensor):
+            continue
+        mean, variance = module.running_mean, running_var
+        with torch.no_grad():
+            mean.copy_(torch.randn(mean.shape, generator=generator) * 0.2)
+            variance.copy_(torch.rand(variance.shape, generator=generator) + 0.5)
+            for name, base in (("weight", 1.0), ("bias", 0.0)):
+                held = getattr(module, name, None)
+                if isinstance(held, Tensor):
+                    held.copy_(base + torch.randn(held.shape, generator=generator) * 0.2)
+    return model
+
+
+def outputs(model: nn.Module, sample: Any) -> list[Tensor]:
+    with untouched(model):
+        return [tensor for _, tensor in named_tensors_in(call(model, sample))]
+
+
+def norms_in(model: nn.Module, sample: Any) -> int:
+    """How many batch normalizations a run of the model still does."""
+    nodes = record(model, sample).nodes
+    return sum(
+        node.name in ("batch_norm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LastAxisBatchNorm") for node in nodes
+    )
+
+
+def folded(model: nn.Module, sample: Any, count: int, stay: int = 0, rtol: float = 1e-5) -> tuple[nn.Module, Folding]:
+    """Fold, and check that `count` norms went, `stay` stayed, the outputs are equal and the model is untouched."""
+    settle(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    plan = plan_folding(model, sample)
+    assert (len(plan.folded), len(plan.refused)) == (count, stay), str(plan)
+    new = fold(model, sample)
+    assert not any(module.training for module in new.modules())
+    expected, actual = outputs(model, sample), outputs(new, sample)
+    assert len(expected) == len(actual) > 0
+    assert max(map(relative_difference, expected, actual)) < rtol
+    if count and not stay:
+        assert norms_in(new, sample) == 0
+    assert [module.training for module in model.modules()] == modes
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not {id(tensor) for tensor in (*model.parameters(), *model.buffers())} & {
+        id(tensor) for tensor in (*new.parameters(), *new.buffers())
+    }
+    return new, plan

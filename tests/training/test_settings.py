@@ -1,0 +1,294 @@
+"""Every part as a setting of a recipe: it acts, on what it should act on, and leaves the rest of a fit alone."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from homeostat import nn as fast
+from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning
+from homeostat.training.inputs import Inputs, corrupted
+from homeostat.training.loop import fit
+from homeostat.training.models import build_model
+from homeostat.training.objective import Objective
+from homeostat.training.recipe import Recipe
+from homeostat.training.task import Task
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def color_task():
+    """Three classes of 28x28 color images: large enough to corrupt."""
+    generator = torch.Generator().manual_seed(3)
+    patterns = torch.rand(3, 3, 28, 28, generator=generator) * 160
+
+    def split(count):
+        labels = torch.arange(count) % 3
+        return (patterns[labels] + torch.rand(count, 3, 28, 28, generator=generator) * 90).to(torch.uint8), labels
+
+    return Task(data=(split(48), split(24), split(24)), name="patterns", default_model="cnn")
+
+
+def quick(**settings):
+    return Recipe(epochs=2, batch_size=16, lr=0.01, widths=(8,), **settings)
+
+
+def weights(fitted):
+    return torch.cat([parameter.detach().flatten() for parameter in fitted.model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mix": "mixup"},
+        {"mix": "cutmix"},
+        {"l1_proximal": 0.5},
+        {"clip_adaptive": 0.001},
+        {"dropout": 0.4, "dropout_kind": "channel"},
+        {"dropout": 0.4, "dropout_kind": "alpha"},
+        {"dropout": 0.4, "dropout_kind": "gaussian"},
+        {"dropout": 0.4, "dropout_kind": "connect"},
+        {"dropout": 0.4, "dropout_schedule": "ramp"},
+        {"dropout": 0.4, "dropout_schedule": "early"},
+        {"init": "he"},
+        {"init": "xavier"},
+        {"init": "lsuv"},
+        {"init": "trunc_normal"},
+    ],
+    ids=lambda change: "-".join(str(value) for value in change.values()),
+)
+def test_a_setting_changes_what_is_learned_and_nothing_breaks(color_task, change):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = fit(color_task, quick(**change), 0)
+    assert fitted.metrics["diverged"] == 0
+    plain = {key: value for key, value in change.items() if key == "dropout"}
+    assert not torch.equal(weights(fitted), weights(fit(color_task, quick(**plain), 0)))
+
+
+def test_a_resumed_fit_with_every_setting_equals_an_undisturbed_one(color_task, tmp_path):
+    recipe = Recipe(
+        epochs=4, batch_size=16, widths=(8,), norm="batch", dropout=0.3, dropout_schedule="ramp", mix="mixup",
+        clip_adaptive=0.01, l1_proximal=1e-3, gl_alpha=1e6, pq_alpha=1e6, up_strips=3, strip=2,
+        bn_statistics="pooled", adapt="bn", corruption="gaussian_noise:3", augment="crop+flip",
+    )  # fmt: skip
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_two(row):
+        if row["epoch"] == 1:
+            raise Stop
+
+    whole = fit(color_task, recipe, 5)
+    with pytest.raises(Stop):
+        fit(color_task, recipe, 5, directory=tmp_path, on_epoch=stop_after_two)
+    resumed = fit(color_task, recipe, 5, directory=tmp_path)
+    assert torch.equal(weights(resumed), weights(whole))
+    same = {name: value for name, value in whole.metrics.items() if name != "seconds_per_epoch"}
+    assert same == {name: value for name, value in resumed.metrics.items() if name != "seconds_per_epoch"}
+
+
+def test_soft_thresholds_make_exact_zeros(color_task):
+    dense, sparse = (fit(color_task, quick(l1_proximal=strength), 0).model for strength in (0.0, 0.3))
+    assert not any((p == 0).any() for p in dense.parameters() if p.ndim > 1)
+    assert sum(int((p == 0).sum()) for p in sparse.parameters() if p.ndim > 1) > 100
+
+
+def test_mixed_targets_are_probabilities_of_the_two_classes(color_task):
+    inputs = Inputs(color_task, quick(mix="mixup"), CPU)
+    x, y = color_task.train.head(12)
+    mixed, targets = inputs.for_training(x, y, torch.Generator().manual_seed(0))
+    assert mixed.shape == (12, 3, 28, 28)
+    assert targets.shape == (12, 3)
+    assert torch.allclose(targets.sum(1), torch.ones(12))
+    assert bool(((targets > 0).sum(1) <= 2).all())
+
+
+def test_numbers_to_be_predicted_are_mixed_too(regression_task):
+    assert fit(regression_task, Recipe(mix="mixup", epochs=1)).metrics["diverged"] == 0
+
+
+def test_class_numbers_are_not_mixed_for_an_unknown_loss():
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    own = {"loss": nn.functional.cross_entropy, "metric": "accuracy", "goal": "maximize"}
+    with pytest.raises(InvalidValue, match="mix must be none for class numbers and a loss of your own"):
+        fit(Task(data=((x, y), None, None), classes=3, **own), Recipe(mix="mixup", epochs=1))
+
+
+def test_cutmix_needs_images():
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+    with pytest.raises(InvalidValue, match="cutmix"):
+        fit(Task(data=((x, y), None, None)), Recipe(mix="cutmix", epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "ending"),
+    [({"gl_alpha": 1e-6}, "gl"), ({"pq_alpha": 1e-9, "strip": 2}, "pq"), ({"up_strips": 1, "strip": 1}, "up")],
+)
+def test_a_stopping_rule_ends_training_and_keeps_the_best(regression_task, settings, ending):
+    """A learning rate at which the loss of full-batch descent rises again."""
+    recipe = Recipe(optimizer="sgd", momentum=0.0, lr=0.7, batch_size="full", epochs=200, widths=(8,), **settings)
+    fitted = fit(regression_task, recipe, 0)
+    losses = [row["valid_loss"] for row in fitted.history]
+    assert fitted.stopped == ending
+    assert len(losses) < 200
+    assert fitted.metrics["valid_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_a_schedule_sets_the_probability_of_every_dropout_layer(color_task):
+    seen = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 8), nn.Dropout(0.4), fast.Dropout(0.2), nn.Linear(8, 3))
+    recipe = Recipe(epochs=3, dropout_schedule="ramp")
+    fit(color_task, recipe, model=model, on_epoch=lambda row: seen.append((model[2].p, model[3].p)))
+    assert seen == [pytest.approx((0.0, 0.0)), pytest.approx((0.2, 0.1)), pytest.approx((0.4, 0.2))]
+
+
+def test_branches_are_skipped_more_often_the_deeper_they_are(color_task):
+    model = build_model(color_task, Recipe(model="resnet", depth=14, drop_path=0.3), 0)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, fast.DropPath)]
+    assert rates == pytest.approx([0.06, 0.12, 0.18, 0.24, 0.3])  # and none around the first
+    same = build_model(color_task, Recipe(model="resnet", depth=14), 0)
+    x = color_task.sample(4)[0]
+    assert torch.allclose(model.eval()(x), same.eval()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "plain", "alexnet"])
+def test_other_models_have_no_branches_to_skip(color_task, model):
+    with pytest.raises(InvalidValue, match="drop_path must be 0 unless the model is resnet"):
+        build_model(color_task, Recipe(model=model, drop_path=0.1), 0)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "inception"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_the_published_networks_train(color_task, name, norm):
+    fitted = fit(color_task, Recipe(model=name, norm=norm, epochs=1, batch_size=16, dropout=0.1), 0)
+    assert fitted.metrics["diverged"] == 0
+
+
+@pytest.mark.parametrize("residual", ["scaled", "zero", "fixup"])
+def test_residual_branches_are_initialized_as_asked(color_task, residual):
+    build = {"model": "resnet", "norm": "none", "init": "he"}
+    x = color_task.sample(8)[0]
+    sizes = {
+        kind: build_model(color_task, Recipe(**build, residual=kind), 0).eval()(x).detach().square().mean().item()
+        for kind in ("keep", residual)
+    }
+    assert sizes[residual] < sizes["keep"]
+
+
+def test_residual_needs_an_initialization():
+    with pytest.raises(InvalidValue, match="residual must be left out where init is keep"):
+        Recipe(residual="zero")
+
+
+@pytest.mark.parametrize("estimator", ["minibatch", "pooled"])
+def test_statistics_measured_after_training_replace_the_running_ones(color_task, estimator):
+    running = fit(color_task, quick(norm="batch"), 0)
+    measured = fit(color_task, quick(norm="batch", bn_statistics=estimator), 0)
+    assert torch.equal(weights(running), weights(measured))
+    means = [next(m for m in f.model.modules() if isinstance(m, fast.BatchNorm2d)) for f in (running, measured)]
+    x = color_task.prepare(color_task.train.head(48)[0])
+    exact = running.model[0](x).mean((0, 2, 3))
+    assert torch.allclose(means[1].running_mean, exact, atol=1e-4)
+    assert not torch.allclose(means[0].running_mean, exact, atol=1e-4)
+    assert running.history[-1]["valid_loss"] == measured.history[-1]["valid_loss"]
+    assert running.metrics["valid_loss"] != measured.metrics["valid_loss"]
+
+
+def test_corruption_reaches_validation_and_test_images_alone(color_task):
+    other = corrupted(color_task, "gaussian_noise:5")
+    assert other.train is color_task.train
+    assert corrupted(color_task, "gaussian_noise:5") is other
+    for split in ("valid", "test"):
+        clean, noisy = getattr(color_task, split), getattr(other, split)
+        assert torch.equal(clean.y, noisy.y)
+        assert not torch.equal(clean.x, noisy.x)
+        assert noisy.x.dtype == torch.uint8
+    assert not torch.equal(other.valid.x, other.test.x)
+    assert other.standardization is color_task.standardization
+
+
+def test_corruption_leaves_training_alone_and_costs_accuracy(color_task):
+    clean, noisy = (fit(color_task, quick(corruption=name), 0) for name in ("none", "gaussian_noise:5"))
+    assert torch.equal(weights(clean), weights(noisy))
+    assert noisy.metrics["test_loss"] > clean.metrics["test_loss"]
+    assert noisy.metrics["train_loss"] == clean.metrics["train_loss"]
+
+
+def test_corruption_needs_pixels(regression_task):
+    with pytest.raises(InvalidValue, match="corruption must be none unless the data are uint8 images"):
+        fit(regression_task, Recipe(corruption="fog:3", epochs=1))
+
+
+@pytest.mark.parametrize("adapt", ["bn", "tent"])
+def test_adaptation_changes_predictions_and_not_the_model(color_task, adapt):
+    settings = {"norm": "batch", "corruption": "contrast:5"}
+    plain, adapted = (fit(color_task, quick(adapt=kind, **settings), 0) for kind in ("none", adapt))
+    assert torch.equal(weights(plain), weights(adapted))
+    for name, buffer in plain.model.named_buffers():
+        assert torch.equal(buffer, adapted.model.get_buffer(name)), name
+    assert adapted.metrics["test_loss"] != plain.metrics["test_loss"]
+    assert adapted.metrics["train_loss"] == plain.metrics["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"adapt": "tent"}, {"adapt": "bn"}, {"bn_statistics": "pooled"}, {"mc_samples": 4}]
+)
+def test_what_finds_nothing_to_act_on_warns(color_task, settings):
+    with pytest.warns(NoEffectWarning):
+        fitted = fit(color_task, quick(**settings), 0)
+    assert fitted.metrics == pytest.approx(
+        fit(color_task, quick(), 0).metrics | {"seconds_per_epoch": fitted.metrics["seconds_per_epoch"]}
+    )
+
+
+def test_averaging_over_masks_changes_final_predictions_alone(color_task):
+    one, many = (fit(color_task, quick(dropout=0.5, mc_samples=samples), 0) for samples in (0, 16))
+    assert torch.equal(weights(one), weights(many))
+    assert one.history[-1]["valid_loss"] == many.history[-1]["valid_loss"]
+    assert one.metrics["test_loss"] != many.metrics["test_loss"]
+
+
+def test_entropy_needs_classes(regression_task):
+    with pytest.raises(InvalidValue, match="adapt must not be tent unless the loss is cross_entropy"):
+        Objective(regression_task).check([{"adapt": "tent"}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corruption": "fogg:3"}, "Did you mean 'fog'"),
+        ({"corruption": "fog"}, "a name and a severity from 1 to 5"),
+        ({"corruption": "fog:6"}, "a name and a severity from 1 to 5"),
+        ({"mc_samples": 3, "adapt": "bn"}, "mc_samples must be 0 where adapt is not none"),
+        ({"mix_alpha": 0.0}, "mix_alpha"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"up_strips": 0}, "up_strips"),
+        ({"gl_alpha": float("inf")}, "finite"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(settings, message):
+    with pytest.raises(HomeostatError, match=message):
+        Recipe(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mix": "cutmix", "model": "mlp"}, None),
+        ({"augment": "sobel"}, None),
+        ({"augment": "randaugment+crop+cutout"}, None),
+        ({"model": "mlp", "drop_path": 0.1}, "drop_path"),
+        ({"model": "alexnet", "widths": (8,)}, "widths"),
+    ],
+)
+def test_a_study_checks_every_setting_before_it_starts(color_task, settings, message):
+    objective = Objective(color_task, Recipe())
+    if message is None:
+        objective.check([settings])
+    else:
+        with pytest.raises(InvalidValue, match=message):
+            objective.check([settings])
