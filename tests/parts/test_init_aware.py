@@ -324,6 +324,10 @@ def test_frozen_weights_stay_and_what_follows_is_measured():
     assert "0.weight" not in done
     assert done.rows[0].note == "frozen: left as it is"
     assert done.rows[1].mean_square == pytest.approx(1, abs=0.1)
+    model[1] = nn.Tanh()
+    row = initialize_(model, "he", sample=normal(32, 64), generator=generator()).rows[1]
+    assert "for mean square" in row.note  # tanh's gain where everything is saturated
+    assert row.gain == pytest.approx(1, abs=0.05)
 
 
 def test_parametrized_weights():

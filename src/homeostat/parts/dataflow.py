@@ -22,36 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from homeostat.parts.layers import Sample, call_once, check_traceable, storage_of, tensors_in, untouched
 
 _ASKS = frozenset(
-    {
-        "size",
-        "dim",
-        "ndimension",
-        "numel",
-        "nelement",
-        "stride",
-        "storage_offset",
-        "element_size",
-        "get_device",
-        "is_contiguous",
-        "is_floating_point",
-        "is_complex",
-        "is_signed",
-        "is_pinned",
-        "is_inference",
-        "is_same_size",
-        "is_conj",
-        "is_neg",
-        "type",
-        "__len__",
-        "has_names",
-        "__format__",
-        "__repr__",
-        "__hash__",
-        "is_shared",
-        "is_tensor",
-        "result_type",
-        "can_cast",
-    }
+    {"size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device", "type"}
+    | {"is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_pinned", "is_inference", "is_same_size"}
+    | {"is_conj", "is_neg", "is_shared", "is_tensor", "has_names", "result_type", "can_cast"}
+    | {"__len__", "__format__", "__repr__", "__hash__"}
 )
 """Functions that ask about a tensor's form, and not for its numbers."""
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from homeostat.parts.dataflow import record
 from homeostat.parts.gains import Activation, backward_gain, gain
-from homeostat.parts.init_aware import Setter, zeroed_norms
+from homeostat.parts.init_aware import Choice, Setter, zeroed_norms
 from homeostat.parts.init_order import AWARE, SCHEMES, Order
 from homeostat.parts.init_paths import Paths, following
 from homeostat.parts.init_report import Initialization, Row
@@ -187,7 +187,7 @@ def initialize_(
     with _restored_on_error(model):
         for target in chosen:
             set_(target, order.fill)
-        notes = _finish(model, sample, order, paths, [site for site in sites if site.target.name in drawn])
+        notes = _finish(model, sample, order, paths, sites, drawn)
         signals = measure(model, sample, sites)
     texts = _activations(paths, sites, order)
     rows = [_row(site, order, drawn, notes.get(site), signals.get(site), texts[site]) for site in sites]
@@ -215,42 +215,44 @@ def _unshared(targets: list[Target]) -> list[Target]:
 
 
 def _finish(
-    model: nn.Module, sample: Sample, order: Order, paths: Paths, sites: list[Site]
+    model: nn.Module, sample: Sample, order: Order, paths: Paths, sites: list[Site], drawn: set[str]
 ) -> dict[Site, tuple[float, str]]:
     """Scale what was drawn: by the gains found, by what residual branches ask for. Returns gains and notes."""
     residual = order.residual or "keep"
     branches = find_branches(paths)
-    drawn = {site.target.name: site for site in sites}
+    held = {id(sources(site.target)[0]): site for site in sites if site.target.name in drawn}
     scaling = {
-        drawn[site.target.name]: factor
+        held[id(sources(site.target)[0])]: factor
         for site, factor in factors(branches, residual).items()
-        if site.target.name in drawn  # a further use of a weight counts as the first
+        if id(sources(site.target)[0]) in held  # not frozen; a further use of a weight counts as the first
     }
-    inside = {site for branch in branches for site in branch.sites}
-    ends = [site for site in sites if site not in inside and paths.wiring.is_last(site)]
+    inside = {site.target.name for branch in branches for site in branch.sites}
+    ends = [site for site in held.values() if site.target.name not in inside and paths.wiring.is_last(site)]
     if residual == "fixup":
         scaling |= dict.fromkeys(returned_sites(paths, ends), 0.0)
     zeroed = zeroed_norms(branches, residual)
-    setter = Setter(paths, sites, order.scheme, order.fan_mode, order.gain, scaling, zeroed, ends)
+    setter = Setter(paths, sites, drawn, order.scheme, order.fan_mode, order.gain, scaling, zeroed, ends)
     if order.aware:
         run(model, sample, setter)
-        for site in sites:
+        for site in held.values():
             if not site.calls and order.scheme != "lsuv":
-                scale_(site.target, order.usual_length if order.gain is None else order.gain)
+                scale_(site.target, order.unreached_gain)
     else:
         for site, factor in scaling.items():
             scale_(site.target, factor)
     for layer in zeroed:
         nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-    found = {}
-    for site in sites:
-        choice = setter.choices.get(site)
-        gained = order.usual_gain if choice is None else choice.gain
-        notes = [choice.note if choice else "", _residual_note(scaling.get(site), residual)]
-        if not site.calls:
-            gained = order.usual_length if order.aware else gained
-        found[site] = gained, ", ".join(filter(None, notes))
-    return found
+    return {site: _told(site, order, setter.choices.get(site), scaling.get(site)) for site in held.values()}
+
+
+def _told(site: Site, order: Order, choice: Choice | None, factor: float | None) -> tuple[float, str]:
+    """The gain and the note of a site, for the table."""
+    if choice is not None:
+        gained = choice.gain
+    else:
+        gained = order.usual_gain if site.calls or not order.aware else order.unreached_gain
+    notes = [choice.note if choice else "", _residual_note(factor, order.residual or "keep")]
+    return gained, ", ".join(filter(None, notes))
 
 
 def _residual_note(factor: float | None, residual: str) -> str:

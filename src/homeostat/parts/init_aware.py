@@ -18,7 +18,7 @@ from homeostat.parts.init_paths import Path, Paths, following
 from homeostat.parts.init_residual import Branch, scales
 from homeostat.parts.init_run import Visits, mean_square, wide
 from homeostat.parts.init_sites import Site
-from homeostat.parts.init_targets import blocks, fans_of, is_trained, scale_
+from homeostat.parts.init_targets import blocks, fans_of, scale_
 
 NEAR = 2.0
 """By which factor a mean square may differ from what theory expects before the measured one counts."""
@@ -54,6 +54,7 @@ class Setter(Visits):
         self,
         paths: Paths,
         sites: list[Site],
+        drawn: set[str],
         scheme: str,
         mode: str,
         gain: float | None,
@@ -62,7 +63,8 @@ class Setter(Visits):
         ends: Iterable[Site],
     ) -> None:
         super().__init__(sites)
-        self.paths, self.sites, self.scheme, self.mode, self.gain = paths, sites, scheme, mode, gain
+        self.drawn = drawn
+        self.paths, self.scheme, self.mode, self.gain = paths, scheme, mode, gain
         self.factors, self.zeroed = factors, set(zeroed)
         self.ends = set(ends)
         self.after = following(paths, sites)
@@ -70,14 +72,14 @@ class Setter(Visits):
 
     def entering(self, site: Site, tensors: list[Tensor]) -> None:
         """Choose the gain by what arrives, and scale the weight."""
-        if not is_trained(site.target):
-            self.choices[site] = Choice(math.nan, "frozen: left as it is")
+        place = {"k_proj_weight": 1, "v_proj_weight": 2}.get(site.target.attribute, 0)
+        arrived = mean_square(tensors[min(place, len(tensors) - 1)]) if tensors else math.nan
+        if site.target.name not in self.drawn:  # frozen, or set with another layer
+            self.choices[site] = Choice(math.nan, level=arrived * self._size(site) ** 2 * fans_of(site.target)[0])
             return
         if self.scheme == "lsuv":
             self.choices[site] = Choice(note=self._unit_variance_inside(site, tensors))
             return
-        place = {"k_proj_weight": 1, "v_proj_weight": 2}.get(site.target.attribute, 0)
-        arrived = mean_square(tensors[min(place, len(tensors) - 1)]) if tensors else math.nan
         choice = self._choose(site, arrived)
         self.choices[site] = choice
         factor = self.factors.get(site, 1.0)
@@ -94,7 +96,7 @@ class Setter(Visits):
 
     def leaving(self, site: Site, again: Callable[[], Any], output: Tensor) -> Tensor | None:
         """For LSUV: scale until the output's variance is what it should be."""
-        if self.scheme != "lsuv" or not is_trained(site.target):
+        if self.scheme != "lsuv" or site.target.name not in self.drawn:
             return None
         wanted, steps = self.factors.get(site, 1.0) ** 2, 0
         if wanted == 0:

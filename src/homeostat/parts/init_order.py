@@ -107,3 +107,8 @@ class Order:
         if self.scheme.startswith("he"):
             return math.sqrt(2 / (1 + (_LEAKY_SLOPE**2 if self.activation == "leaky_relu" else 0)))
         return math.sqrt(1 / 3) if self.scheme == "fan_in_uniform" else 1.0
+
+    @property
+    def unreached_gain(self) -> float:
+        """The gain that an aware scheme gives to layers that the sample does not reach."""
+        return self.usual_length if self.gain is None else self.gain
