@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def markdown(thing: Any) -> str:
     text = inspect.cleandoc(thing.__doc__ or "")
     starts = [match.start() for match in _SECTION.finditer(text)]
     cuts = [0, *starts, len(text)] if not starts or starts[0] else [*starts, len(text)]
-    pieces = [text[begin:end].rstrip() for begin, end in zip(cuts, cuts[1:], strict=False)]
+    pieces = [text[begin:end].rstrip() for begin, end in pairwise(cuts)]
     return "\n\n".join(_piece(piece) for piece in pieces if piece)
 
 

@@ -48,5 +48,7 @@ def test_examples_run(page: Path) -> None:
 
 
 def test_references_are_what_the_docstrings_say() -> None:
-    run = subprocess.run([sys.executable, str(DOCS / "reference.py"), "--check"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, str(DOCS / "reference.py"), "--check"], check=False, capture_output=True, text=True
+    )
     assert run.returncode == 0, f"{run.stdout}{run.stderr}\nRun `make docs`."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from homeostat.parts.dataflow import record
 from homeostat.parts.fold import Folding, fold, plan_folding
-from homeostat.parts.fold_check import relative_difference
+from homeostat.parts.fold.check import relative_difference
 from homeostat.parts.layers import call, named_tensors_in, untouched
 
 _NAMES = ("weight", "bias", "running_mean", "running_var")

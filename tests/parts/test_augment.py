@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from homeostat.errors import InvalidType, InvalidValue
 from homeostat.parts.augment import AUGMENTATIONS, UINT8_DEVIATION, make_augment
+from homeostat.parts.augment_draws import part_seed, uniform
 from homeostat.parts.augment_settings import CHANCES
 
 
@@ -319,6 +320,16 @@ def test_parts_have_draws_of_their_own():
     assert torch.equal(alone, both)
     rotated = make_augment("rotate")(x, generator())
     assert torch.equal(make_augment("rotate+noise")(x, generator()), make_augment("noise")(rotated, generator()))
+
+
+def test_streams_differ_by_part_key_and_number():
+    seeds = [torch.tensor([1, 2]), torch.tensor([1, 3]), torch.tensor([2, 2]), torch.tensor([-1, 2])]
+    streams = {tuple(part_seed(seed, name).tolist()) for seed in seeds for name in AUGMENTATIONS}
+    assert len(streams) == len(seeds) * len(AUGMENTATIONS)
+    first = uniform(part_seed(seeds[0], "rotate"), 500, 3, 0)
+    second = uniform(part_seed(seeds[0], "blur"), 500, 3, 0)
+    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    assert abs(correlation) < 5 / math.sqrt(1500)
 
 
 def test_specifications_share_their_draws():

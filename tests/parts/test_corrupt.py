@@ -160,7 +160,7 @@ def test_a_gray_image_gets_the_luma_of_what_a_color_image_gets(photographs, name
 def test_large_batches_are_worked_off_in_parts_that_do_not_show(photographs, monkeypatch):
     images = crops(photographs, 32, n=9)
     whole = corrupt(images, "snow", 3)
-    monkeypatch.setattr("homeostat.parts.corrupt._WORK", 3 * 32 * 32 * 2)
+    monkeypatch.setattr("homeostat.parts.corrupt.corruption._WORK", 3 * 32 * 32 * 2)
     assert torch.equal(corrupt(images, "snow", 3), whole)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from homeostat.parts.corrupt import CORRUPTIONS
-from homeostat.parts.corruption_constants import CIFAR, IMAGENET, MEANINGS, constants
+from homeostat.parts.corrupt.constants import CIFAR, IMAGENET, MEANINGS, constants
 
 MAKE_IMAGENET_C = {
     "gaussian_noise": [0.08, 0.12, 0.18, 0.26, 0.38],

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from homeostat.parts import corruption_blur, corruption_digital, corruption_filters, corruption_weather
-from homeostat.parts.corrupt import SEVERITIES, corrupt
-from homeostat.parts.corruption_constants import CIFAR, IMAGENET, constants
-from homeostat.parts.corruption_draws import Draws
-from homeostat.parts.corruption_frost import SHEETS, frost_windows
-from homeostat.parts.corruption_liquid import water
+from homeostat.parts.corrupt import SEVERITIES, blur, corrupt, digital, filters, weather
+from homeostat.parts.corrupt.constants import CIFAR, IMAGENET, constants
+from homeostat.parts.corrupt.draws import Draws
+from homeostat.parts.corrupt.frost import SHEETS, frost_windows
+from homeostat.parts.corrupt.liquid import water
 
 BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur")
 
@@ -129,8 +128,8 @@ def test_the_disks_variance_is_in_proportion(radius, softness, scale):
         assert kernel.min() >= 0
         return (kernel * (np.arange(len(kernel)) - len(kernel) // 2) ** 2).sum()
 
-    published = corruption_blur._disk(radius, softness)
-    scaled = variance(corruption_blur._scaled(published, scale))
+    published = blur._disk(radius, softness)
+    scaled = variance(blur._scaled(published, scale))
     assert scaled == pytest.approx(scale**2 * variance(published), rel=0.12)  # sampled at whole pixels
 
 
@@ -145,7 +144,7 @@ def test_motion_blur_is_imagemagicks_sum_along_a_line(angle):
         right = math.ceil(step * math.cos(math.radians(angle)) - 0.5)
         rows, columns = np.arange(height) + down, np.arange(width) + right
         total = total + weights[-1] * image[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
-    found = corruption_filters.motion(x, radius, sigma, torch.tensor([angle]))
+    found = filters.motion(x, radius, sigma, torch.tensor([angle]))
     np.testing.assert_allclose(found[0, 0].numpy(), total / sum(weights), atol=1e-12)
 
 
@@ -189,7 +188,7 @@ def test_zoom_blur_is_scipys_zoom(height, width, severity):
 def test_swaps_are_those_of_the_loop(height, width, reach, rounds, scale):
     limit, same = math.ceil(reach * scale), draws(2)
     assume(min(height, width) > 2 * limit)
-    found = corruption_blur._shuffled(draws(2), height, width, reach, scale, rounds)
+    found = blur._shuffled(draws(2), height, width, reach, scale, rounds)
     order = torch.arange(height * width).view(height, width).repeat(2, 1, 1).numpy()
     for _ in range(rounds):
         shape = (2, height - 2 * limit, width - 2 * limit)
@@ -257,7 +256,7 @@ def test_fractional_places_are_read_as_scipy_reads_them():
     x, generator = rough(1, 1, 20, 30), np.random.default_rng(0)
     rows, columns = (torch.from_numpy(generator.uniform(-9, size + 8, (1, 20, 30))) for size in (20, 30))
     for align_corners, mode in ((True, "mirror"), (False, "reflect")):
-        found = corruption_digital._read(x, rows, columns, align_corners=align_corners)
+        found = digital._read(x, rows, columns, align_corners=align_corners)
         expected = ndimage.map_coordinates(x[0, 0].numpy(), [rows[0], columns[0]], order=1, mode=mode)
         np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-12)
 
@@ -265,7 +264,7 @@ def test_fractional_places_are_read_as_scipy_reads_them():
 def test_the_affine_map_moves_three_points_as_asked():
     rows, columns = torch.arange(24.0, dtype=torch.float64)[:, None], torch.arange(40.0, dtype=torch.float64)
     corners = torch.tensor([[[3.0, -2.0], [3.0, -2.0], [3.0, -2.0]], [[1.0, 2.0], [0.0, -1.0], [2.0, 0.0]]])
-    down, right = corruption_digital._affine(corners, rows, columns)
+    down, right = digital._affine(corners, rows, columns)
     torch.testing.assert_close(down[0], (rows + 2).expand(24, 40), atol=1e-9, rtol=0)
     torch.testing.assert_close(right[0], (columns - 3).expand(24, 40), atol=1e-9, rtol=0)
     for (x, y), (dx, dy) in zip([(28, 20), (28, 4), (12, 4)], [(1, 2), (0, -1), (2, 0)], strict=True):
@@ -279,7 +278,7 @@ def test_displacements_are_in_proportion_to_the_size():
     moved = {}
     for side in (32, 64):
         x = ramp[..., :side, :side].expand(200, -1, -1, -1)
-        away = corruption_digital.elastic_transform(x, draws(200), still, side / 32) - x
+        away = digital.elastic_transform(x, draws(200), still, side / 32) - x
         inner = away[..., side // 4 : -side // 4, side // 4 : -side // 4]
         moved[side] = float(inner.std()) * 100
     kernel = ndimage.gaussian_filter(np.eye(41)[20], 1.28, truncate=3)
@@ -288,7 +287,7 @@ def test_displacements_are_in_proportion_to_the_size():
 
 
 def test_plasma_spans_the_whole_range_and_rough_plasma_is_rough():
-    smooth, wild = (corruption_weather._plasma(draws(30), 64, 64, decay) for decay in (3.0, 1.4))
+    smooth, wild = (weather._plasma(draws(30), 64, 64, decay) for decay in (3.0, 1.4))
     for plasma in (smooth, wild):
         assert (plasma.amin((1, 2, 3)) == 0).all()
         assert (plasma.amax((1, 2, 3)) == 1).all()

@@ -20,7 +20,7 @@ import homeostat as hs
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue, NoEffectWarning
 from homeostat.parts import surgery
 from homeostat.parts.fold import fold, plan_folding
-from homeostat.parts.fold_check import check_outputs, relative_difference, second_batch, tolerance
+from homeostat.parts.fold.check import check_outputs, relative_difference, second_batch, tolerance
 from homeostat.parts.norm import LastAxisBatchNorm, make_norm
 
 X1, X2, X3 = torch.randn(3, 4, 9), torch.randn(3, 4, 9, 9), torch.randn(3, 4, 5, 5, 5)

@@ -17,7 +17,7 @@ import transformers as t
 from fold_models import folded, one_thread, outputs, settle  # noqa: F401 - a fixture for every test here
 from torch import Tensor, nn
 
-from homeostat.parts.fold_check import relative_difference
+from homeostat.parts.fold.check import relative_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what architectures say about themselves
 

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 from torch import nn
 
 from homeostat.errors import InvalidType, InvalidValue
-from homeostat.parts.gains import NAMES, backward_gain, gain, mean_square, mean_square_slope
+from homeostat.parts.init.gains import NAMES, backward_gain, gain, mean_square, mean_square_slope
 
 
 def generator(seed=0):

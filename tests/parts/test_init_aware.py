@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from homeostat import nn as fast
 from homeostat.errors import InvalidType, InvalidValue
-from homeostat.parts.gains import backward_gain, gain
 from homeostat.parts.init import AWARE, initialize_
+from homeostat.parts.init.gains import backward_gain, gain
 
 
 def generator(seed=0):

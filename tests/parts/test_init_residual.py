@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from homeostat.parts.dataflow import record
 from homeostat.parts.init import initialize_
-from homeostat.parts.init_paths import Paths
-from homeostat.parts.init_residual import find_branches
-from homeostat.parts.init_sites import Wiring, find_sites
+from homeostat.parts.init.paths import Paths
+from homeostat.parts.init.residual import find_branches
+from homeostat.parts.init.sites import Wiring, find_sites
 from homeostat.training.models import ResNet
 
 

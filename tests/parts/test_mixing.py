@@ -268,6 +268,20 @@ class TestMixup:
         assert (drawn <= visible + 1e-6).all()  # clipping only makes boxes smaller
         assert (drawn < visible - 0.05).any()
 
+    def test_a_box_has_the_area_that_was_drawn_before_it_is_clipped(self):
+        n, side = 400, 40
+        x = torch.arange(float(n))[:, None, None, None].expand(n, 1, side, side)
+        mix = Mixup(0.0, 1.0, mode="elem", correct_lam=False, num_classes=n, label_smoothing=0.0, generator=generator())
+        y, soft = mix(x, torch.arange(n))
+        pasted = (y != x)[:, 0]
+        rows, columns = pasted.any(2), pasted.any(1)
+        inner = pasted.any(2).any(1) & ~(rows[:, 0] | rows[:, -1] | columns[:, 0] | columns[:, -1])
+        assert inner.sum() > 50
+        expected = (1 - lambdas(soft)[inner]).sqrt() * side
+        for lengths in (rows[inner].sum(1), columns[inner].sum(1)):
+            assert ((expected - lengths) > -1e-3).all()
+            assert ((expected - lengths) < 1 + 1e-3).all()
+
     def test_turned_off_it_makes_soft_targets(self):
         x, target = marked(5)
         mix = Mixup(num_classes=5)

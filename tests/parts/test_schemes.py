@@ -12,7 +12,7 @@ from torch import nn
 
 from homeostat.errors import InvalidValue
 from homeostat.parts import init
-from homeostat.parts.schemes import draw_
+from homeostat.parts.init.schemes import draw_
 
 
 def generator(seed=0):

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from homeostat.errors import InvalidValue
-from homeostat.parts import stopping as module
-from homeostat.parts import stopping_weights
-from homeostat.parts.stopping import GL, EarlyStopping
+from homeostat.parts.stopping import GL, EarlyStopping, early
+from homeostat.parts.stopping import weights as stopping_weights
 
 
 class Network(nn.Module):
@@ -135,7 +134,7 @@ def test_signals_that_a_handler_turns_into_exceptions(number):
 
 def signals_at(step, number=signal.SIGINT):
     """A trace function that sends a signal before the step-th line that runs in the modules under test."""
-    files, state = {module.__file__, stopping_weights.__file__}, {"lines": 0}
+    files, state = {early.__file__, stopping_weights.__file__}, {"lines": 0}
 
     def trace(frame, event, argument):
         if frame.f_code.co_filename not in files:
@@ -269,7 +268,7 @@ def test_a_copy_that_fails_leaves_the_weights_of_the_best_epoch_before(monkeypat
     stopping, model = EarlyStopping(), Network()
     with stopping.keeping(model):
         train(stopping, model, [3.0, 2.0])
-        monkeypatch.setattr(module, "copy_weights", lambda *_: throw(torch.OutOfMemoryError()))
+        monkeypatch.setattr(early, "copy_weights", lambda *_: throw(torch.OutOfMemoryError()))
         fill(model, 2)
         with pytest.raises(torch.OutOfMemoryError):
             stopping.update(1.0)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from homeostat.errors import invalid, invalid_type
 from homeostat.parts.dataflow import replace
-from homeostat.parts.fold_check import relative_difference, tolerance
+from homeostat.parts.fold.check import relative_difference, tolerance
 from homeostat.parts.layers import Sample, call, check_traceable, named_tensors_in, untouched
 
 _NEEDS = ("onnx", "onnxruntime", "onnxscript")

@@ -22,7 +22,7 @@ from homeostat.errors import invalid
 from homeostat.parts.dropout import dropout_at, drops
 from homeostat.parts.population import update_statistics_
 from homeostat.parts.stopping import GL, PQ, UP, EarlyStopping, Rule
-from homeostat.parts.stopping_weights import Weights
+from homeostat.parts.stopping.weights import Weights
 from homeostat.training.checkpoint import Checkpoints
 from homeostat.training.evaluation import Evaluation
 from homeostat.training.inputs import Inputs, corrupted

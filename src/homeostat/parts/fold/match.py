@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.parts.dataflow import Dataflow, Node, Value
-from homeostat.parts.fold_layers import Norm, Refusal, Weighted, argument, check_sole_use
+from homeostat.parts.fold.layers import Norm, Refusal, Weighted, argument, check_sole_use
 
 _MOVES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims"}

@@ -1,6 +1,6 @@
 """The digital corruptions: contrast, elastic transform, pixelate, JPEG and saturate. Random through their draws.
 
-Every function takes images (N, C, H, W) in [0, 1], the draws, the constants of `corruption_constants` and the scale by
+Every function takes images (N, C, H, W) in [0, 1], the draws, the constants of `constants` and the scale by
 which lengths are multiplied.
 """
 
@@ -15,9 +15,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from homeostat.parts.corruption_constants import Constants
-from homeostat.parts.corruption_draws import Draws
-from homeostat.parts.corruption_filters import luma, resized
+from homeostat.parts.corrupt.constants import Constants
+from homeostat.parts.corrupt.draws import Draws
+from homeostat.parts.corrupt.filters import luma, resized
 
 
 def contrast(x: Tensor, draws: Draws, constants: Constants, scale: float) -> Tensor:

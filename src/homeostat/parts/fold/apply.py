@@ -16,7 +16,7 @@ from homeostat.parts.activation import make_activation
 from homeostat.parts.dataflow import Dataflow, Value, replace
 from homeostat.parts.dropout import is_dropout
 from homeostat.parts.edit import places
-from homeostat.parts.fold_layers import (
+from homeostat.parts.fold.layers import (
     WEIGHTED,
     Norm,
     Refusal,
@@ -27,9 +27,9 @@ from homeostat.parts.fold_layers import (
     title_of,
     weighted_layers,
 )
-from homeostat.parts.fold_match import Matcher, Step
-from homeostat.parts.fold_rewrite import Rewriting
-from homeostat.parts.fold_weights import absorb_before, absorb_behind, per_channel
+from homeostat.parts.fold.match import Matcher, Step
+from homeostat.parts.fold.rewrite import Rewriting
+from homeostat.parts.fold.weights import absorb_before, absorb_behind, per_channel
 from homeostat.parts.norm import norm_kind
 
 _INTERNAL = frozenset(vars(nn.Module()))

@@ -18,17 +18,9 @@ import torch
 from torch import nn
 
 from homeostat.errors import invalid, invalid_type, unknown
-from homeostat.parts.stopping_rules import GL as GL
-from homeostat.parts.stopping_rules import PQ as PQ
-from homeostat.parts.stopping_rules import UP as UP
-from homeostat.parts.stopping_rules import Patience as Patience
-from homeostat.parts.stopping_rules import Rule as Rule
-from homeostat.parts.stopping_rules import SinceBest as SinceBest
-from homeostat.parts.stopping_rules import generalization_loss as generalization_loss
-from homeostat.parts.stopping_rules import progress as progress
-from homeostat.parts.stopping_rules import stopping_time as stopping_time
-from homeostat.parts.stopping_values import Number, as_number, direction, from_json, to_json
-from homeostat.parts.stopping_weights import (
+from homeostat.parts.stopping.rules import Rule
+from homeostat.parts.stopping.values import Number, as_number, direction, from_json, to_json
+from homeostat.parts.stopping.weights import (
     Weights,
     check_weights,
     copies,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.parts.stopping_values import Number, State, as_number, as_numbers, from_json, to_json
+from homeostat.parts.stopping.values import Number, State, as_number, as_numbers, from_json, to_json
 
 
 class Rule(ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homeostat.parts.fold_layers import Weighted
+from homeostat.parts.fold.layers import Weighted
 
 
 def absorb_behind(

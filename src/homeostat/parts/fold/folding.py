@@ -16,8 +16,8 @@ from torch import nn
 
 from homeostat.errors import NoEffectWarning, invalid
 from homeostat.parts.dataflow import record
-from homeostat.parts.fold_apply import apply_, make_plan, strip_dropout_
-from homeostat.parts.fold_check import check_outputs
+from homeostat.parts.fold.apply import apply_, make_plan, strip_dropout_
+from homeostat.parts.fold.check import check_outputs
 from homeostat.parts.layers import Sample, check_traceable, tensors_in
 
 __all__ = ["Folded", "Folding", "Refused", "fold", "plan_folding"]

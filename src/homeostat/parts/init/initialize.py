@@ -1,7 +1,7 @@
-"""Initialization: of a whole model by one scheme (`initialize_`), and of one tensor (from `schemes` and `gains`).
+"""Initialization of a whole model by one scheme; that of one tensor is `schemes`.
 
 `initialize_` knows the layers, so groups, strides and transposed convolutions are counted as they are; with a sample it
-runs the model and finds out what stands between the layers (`init_sites`, `init_paths`, `init_residual`, `init_aware`).
+runs the model and finds out what stands between the layers (`sites`, `paths`, `residual`, `aware`).
 Random through the given generator, or torch's global one where none is given, as in torch.nn.init.
 """
 
@@ -15,76 +15,25 @@ import torch
 from torch import nn
 
 from homeostat.parts.dataflow import record
-from homeostat.parts.gains import Activation, backward_gain, gain
-from homeostat.parts.init_aware import Choice, Setter, zeroed_norms
-from homeostat.parts.init_order import AWARE, SCHEMES, Order
-from homeostat.parts.init_paths import Paths, following
-from homeostat.parts.init_report import Initialization, Row
-from homeostat.parts.init_residual import RESIDUALS, factors, find_branches, returned_sites
-from homeostat.parts.init_run import Signal, measure, run
-from homeostat.parts.init_sites import Site, Wiring, find_sites
-from homeostat.parts.init_targets import (
+from homeostat.parts.init.aware import Choice, Setter, zeroed_norms
+from homeostat.parts.init.gains import Activation
+from homeostat.parts.init.order import Order
+from homeostat.parts.init.paths import Paths, following
+from homeostat.parts.init.report import Initialization, Row
+from homeostat.parts.init.residual import factors, find_branches, returned_sites
+from homeostat.parts.init.run import Signal, measure, run
+from homeostat.parts.init.sites import Site, Wiring, find_sites
+from homeostat.parts.init.targets import (
     Target,
     check_settable,
     fans_of,
     is_trained,
-    layer_fans,
     scale_,
     set_,
     sources,
     targets_of,
 )
 from homeostat.parts.layers import Sample, check_traceable
-from homeostat.parts.schemes import (
-    MODES,
-    Fans,
-    constant_,
-    fan_in_uniform_,
-    he_normal_,
-    he_uniform_,
-    kaiming_normal_,
-    kaiming_uniform_,
-    normal_,
-    ones_,
-    orthogonal_,
-    tensor_fans,
-    trunc_normal_,
-    uniform_,
-    variance_scaling_,
-    xavier_normal_,
-    xavier_uniform_,
-    zeros_,
-)
-
-__all__ = [
-    "AWARE",
-    "MODES",
-    "RESIDUALS",
-    "SCHEMES",
-    "Fans",
-    "Initialization",
-    "Row",
-    "backward_gain",
-    "constant_",
-    "fan_in_uniform_",
-    "gain",
-    "he_normal_",
-    "he_uniform_",
-    "initialize_",
-    "kaiming_normal_",
-    "kaiming_uniform_",
-    "layer_fans",
-    "normal_",
-    "ones_",
-    "orthogonal_",
-    "tensor_fans",
-    "trunc_normal_",
-    "uniform_",
-    "variance_scaling_",
-    "xavier_normal_",
-    "xavier_uniform_",
-    "zeros_",
-]
 
 
 def initialize_(

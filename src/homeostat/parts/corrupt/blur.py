@@ -1,6 +1,6 @@
 """The blurs among the corruptions: defocus, glass, motion, zoom and Gaussian. Random through the draws they are given.
 
-Every function takes images (N, C, H, W) in [0, 1], the draws, the constants of `corruption_constants` and the scale by
+Every function takes images (N, C, H, W) in [0, 1], the draws, the constants of `constants` and the scale by
 which lengths are multiplied. A constant image stays as it is.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homeostat.parts.corruption_constants import Constants
-from homeostat.parts.corruption_draws import Draws
-from homeostat.parts.corruption_filters import correlated, gaussian, motion, zoomed
+from homeostat.parts.corrupt.constants import Constants
+from homeostat.parts.corrupt.draws import Draws
+from homeostat.parts.corrupt.filters import correlated, gaussian, motion, zoomed
 
 
 def defocus_blur(x: Tensor, draws: Draws, constants: Constants, scale: float) -> Tensor:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from homeostat import seeds
 from homeostat.parts.dataflow import replace
-from homeostat.parts.init_sites import Site
+from homeostat.parts.init.sites import Site
 from homeostat.parts.layers import Sample, call_once, tensors_in, untouched
 
 

@@ -1,6 +1,6 @@
 """The weather among the corruptions: snow, frost, fog, brightness and spatter. Random through the draws they are given.
 
-Every function takes images (N, C, H, W) in [0, 1], the draws, the constants of `corruption_constants` and the scale by
+Every function takes images (N, C, H, W) in [0, 1], the draws, the constants of `constants` and the scale by
 which lengths are multiplied. A layer that does not depend on the image (flakes, plasma, drops) is made on the CPU at
 the size of the table, as published, and brought to the image's size.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homeostat.parts.corruption_constants import Constants
-from homeostat.parts.corruption_draws import Draws
-from homeostat.parts.corruption_filters import gaussian, luma, motion, resized, zoomed
-from homeostat.parts.corruption_frost import frost_windows
-from homeostat.parts.corruption_liquid import water
+from homeostat.parts.corrupt.constants import Constants
+from homeostat.parts.corrupt.draws import Draws
+from homeostat.parts.corrupt.filters import gaussian, luma, motion, resized, zoomed
+from homeostat.parts.corrupt.frost import frost_windows
+from homeostat.parts.corrupt.liquid import water
 
 _WATER = (175 / 255, 238 / 255, 238 / 255)
 _MUD = (63 / 255, 42 / 255, 20 / 255)

@@ -1,7 +1,7 @@
 """What initialization sets: the parameters of a model's layers, each as matrices with fans.
 
 A target may be a plain parameter or one behind a parametrization; both are read and written the same way. Parameters
-that a model uses as weights without a layer of torch.nn are found by running it (`init_sites`). Not random.
+that a model uses as weights without a layer of torch.nn are found by running it (`sites`). Not random.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from homeostat.errors import InvalidValue, invalid
-from homeostat.parts.schemes import Fans, tensor_fans
+from homeostat.parts.init.schemes import Fans, tensor_fans
 
 _SETTLING = 30
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat.parts.init_paths import Path, Paths, following
-from homeostat.parts.init_residual import Branch, scales
-from homeostat.parts.init_run import Visits, mean_square, wide
-from homeostat.parts.init_sites import Site
-from homeostat.parts.init_targets import blocks, fans_of, scale_
+from homeostat.parts.init.paths import Path, Paths, following
+from homeostat.parts.init.residual import Branch, scales
+from homeostat.parts.init.run import Visits, mean_square, wide
+from homeostat.parts.init.sites import Site
+from homeostat.parts.init.targets import blocks, fans_of, scale_
 
 NEAR = 2.0
 """By which factor a mean square may differ from what theory expects before the measured one counts."""

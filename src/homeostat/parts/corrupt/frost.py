@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homeostat.parts.corruption_draws import Draws
+from homeostat.parts.corrupt.draws import Draws
 from homeostat.seeds import numpy_generator
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from homeostat.parts.dataflow import Call, Dataflow, Node, Value, is_fast_layer
-from homeostat.parts.init_targets import Target, sources, targets_of
+from homeostat.parts.init.targets import Target, sources, targets_of
 from homeostat.parts.norm import is_norm
 
 _NORM_FUNCTIONS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"})

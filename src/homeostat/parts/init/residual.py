@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from homeostat.parts.dataflow import Node, Value
-from homeostat.parts.init_paths import Paths
-from homeostat.parts.init_sites import Site
+from homeostat.parts.init.paths import Paths
+from homeostat.parts.init.sites import Site
 
 RESIDUALS: tuple[str, ...] = ("keep", "scaled", "zero", "fixup")
 """What can be done about residual branches."""

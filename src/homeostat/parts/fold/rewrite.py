@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from homeostat.errors import invalid
 from homeostat.parts.dataflow import Call, Dataflow, Value, replace
-from homeostat.parts.fold_layers import BATCH_NORMS, WEIGHTED, Refusal, Weighted
+from homeostat.parts.fold.layers import BATCH_NORMS, WEIGHTED, Refusal, Weighted
 
 _INTERNAL = frozenset(vars(nn.Module()))
 _PLAIN = (type(None), bool, int, float, str)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, unknown
-from homeostat.parts.gains import Activation, gain
-from homeostat.parts.init_residual import RESIDUALS
-from homeostat.parts.schemes import MODES, Fans, deviation, draw_, orthogonal_
+from homeostat.parts.init.gains import Activation, gain
+from homeostat.parts.init.residual import RESIDUALS
+from homeostat.parts.init.schemes import MODES, Fans, deviation, draw_, orthogonal_
 
 SCHEMES: tuple[str, ...] = (
     "he_normal",

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from homeostat.parts.activation import make_activation
 from homeostat.parts.dataflow import Node, Value, is_fast_layer
-from homeostat.parts.gains import mean_square, mean_square_slope
-from homeostat.parts.init_sites import Site, Wiring, data_of
+from homeostat.parts.init.gains import mean_square, mean_square_slope
+from homeostat.parts.init.sites import Site, Wiring, data_of
 
 _PASSING = frozenset({
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "movedim",

@@ -1,6 +1,6 @@
 """The noises among the corruptions: Gaussian, shot, impulse and speckle. Random through the draws they are given.
 
-Every function takes images (N, C, H, W) in [0, 1], the draws, and the constants of `corruption_constants`; what it
+Every function takes images (N, C, H, W) in [0, 1], the draws, and the constants of `constants`; what it
 returns may leave [0, 1], for `corrupt` clips. No length is involved, so the scale is not used.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from homeostat.parts.corruption_constants import Constants
-from homeostat.parts.corruption_draws import Draws
+from homeostat.parts.corrupt.constants import Constants
+from homeostat.parts.corrupt.draws import Draws
 
 
 def gaussian_noise(x: Tensor, draws: Draws, constants: Constants, scale: float) -> Tensor:

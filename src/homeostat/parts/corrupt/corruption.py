@@ -1,7 +1,7 @@
 """Corruptions of images for testing, by name and severity: the nineteen of ImageNet-C and CIFAR-C, on whole batches.
 
 Seeded: what happens to an example is a function of the seed and of its place in the data set alone. The constants are
-in `corruption_constants`, the corruptions themselves in `corruption_noise`, `_blur`, `_weather` and `_digital`.
+in `constants`, the corruptions themselves in `noise`, `blur`, `weather` and `digital`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type, unknown
-from homeostat.parts import corruption_blur as blur
-from homeostat.parts import corruption_digital as digital
-from homeostat.parts import corruption_noise as noise
-from homeostat.parts import corruption_weather as weather
-from homeostat.parts.corruption_constants import MEANINGS, Constants, constants
-from homeostat.parts.corruption_draws import Draws
+from homeostat.parts.corrupt import blur, digital, noise, weather
+from homeostat.parts.corrupt.constants import MEANINGS, Constants, constants
+from homeostat.parts.corrupt.draws import Draws
 from homeostat.seeds import torch_generator
 
 CORRUPTIONS: tuple[str, ...] = tuple(MEANINGS)
