@@ -15,21 +15,39 @@ if TYPE_CHECKING:
     from homeostat.errors import NoEffectWarning as NoEffectWarning
     from homeostat.kernels.moments import moments as moments
     from homeostat.parts import activation as activation
+    from homeostat.parts import adapt as adapt
     from homeostat.parts import augment as augment
+    from homeostat.parts import clip as clip
     from homeostat.parts import dropout as dropout
+    from homeostat.parts import ensemble as ensemble
     from homeostat.parts import init as init
+    from homeostat.parts import mixing as mixing
     from homeostat.parts import norm as norm
     from homeostat.parts import penalty as penalty
+    from homeostat.parts import population as population
+    from homeostat.parts import stopping as stopping
     from homeostat.parts import surgery as surgery
+    from homeostat.parts.adapt import Tent as Tent
+    from homeostat.parts.clip import adaptive_clip_grad_ as adaptive_clip_grad_
     from homeostat.parts.clip import clip_grad_norm_ as clip_grad_norm_
     from homeostat.parts.clip import clip_grad_value_ as clip_grad_value_
+    from homeostat.parts.corrupt import corrupt as corrupt
+    from homeostat.parts.dropout import absorb_dropout_scale_ as absorb_dropout_scale_
+    from homeostat.parts.ensemble import mc_dropout as mc_dropout
+    from homeostat.parts.export_onnx import export_onnx as export_onnx
+    from homeostat.parts.fold import fold as fold
+    from homeostat.parts.fold import plan_folding as plan_folding
     from homeostat.parts.penalty import param_groups_weight_decay as param_groups_weight_decay
+    from homeostat.parts.population import update_statistics_ as update_statistics_
     from homeostat.parts.stopping import EarlyStopping as EarlyStopping
+    from homeostat.parts.use import plan_use as plan_use
+    from homeostat.parts.use import use as use
     from homeostat.study.design import Design as Design
     from homeostat.study.factors import Factor as Factor
     from homeostat.study.study import Study as Study
     from homeostat.study.study import StudyInterrupted as StudyInterrupted
     from homeostat.study.study import StudyResult as StudyResult
+    from homeostat.training.bagging import bag as bag
     from homeostat.training.datasets import load_task as load_task
     from homeostat.training.loop import Fit as Fit
     from homeostat.training.loop import fit as fit
@@ -66,6 +84,8 @@ _HOMES = {
     "mc_dropout": "homeostat.parts.ensemble",
     "moments": "homeostat.kernels.moments",
     "param_groups_weight_decay": "homeostat.parts.penalty",
+    "plan_folding": "homeostat.parts.fold",
+    "plan_use": "homeostat.parts.use",
     "update_statistics_": "homeostat.parts.population",
     "use": "homeostat.parts.use",
 }

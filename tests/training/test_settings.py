@@ -1,6 +1,7 @@
 """Every part as a setting of a recipe: it acts, on what it should act on, and leaves the rest of a fit alone."""
 
 import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from homeostat import nn as fast
 from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning
+from homeostat.parts import activation, dropout, init, norm
 from homeostat.training.inputs import Inputs, corrupted
 from homeostat.training.loop import fit
 from homeostat.training.models import build_model
@@ -177,6 +179,20 @@ def test_residual_branches_are_initialized_as_asked(color_task, residual):
         for kind in ("keep", residual)
     }
     assert sizes[residual] < sizes["keep"]
+
+
+def test_a_recipe_knows_the_names_that_the_parts_know():
+    def choices(key):
+        return {word for word in get_args(Recipe.model_fields[key].annotation) if isinstance(word, str)}
+
+    assert choices("init") == {"keep", *init.SCHEMES, *init.AWARE}
+    assert choices("dropout_kind") == {"keep", "connect", *dropout.KINDS}
+    assert choices("dropout_schedule") == set(dropout.SCHEDULES)
+    assert choices("dropout_where") == set(dropout.PLACES)
+    assert choices("norm") == {"keep", *norm.NORMS}
+    assert choices("activation") == {"keep", *activation.ACTIVATIONS}
+    residual = get_args(Recipe.model_fields["residual"].annotation)
+    assert set(get_args(residual[0])) == set(init.RESIDUALS)
 
 
 def test_residual_needs_an_initialization():

@@ -25,6 +25,8 @@ Init = Literal[
     "he_uniform",
     "xavier_normal",
     "xavier_uniform",
+    "lecun_normal",
+    "lecun_uniform",
     "fan_in_uniform",
     "orthogonal",
     "normal",

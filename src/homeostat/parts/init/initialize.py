@@ -62,7 +62,7 @@ def initialize_(
     | lecun_normal, lecun_uniform | variance 1 / fan_in |
     | fan_in_uniform | U(-1/√fan_in, 1/√fan_in) |
     | normal | N(0, std²) |
-    | trunc_normal (or truncated_normal) | normal with standard deviation `std`, cut at two of its own deviations |
+    | trunc_normal | normal with standard deviation `std`, cut at two of its own deviations |
     | constant, zeros | `value`, 0 |
 
     Weights are those of Linear, convolutions, transposed convolutions, and the projections of MultiheadAttention
@@ -257,7 +257,7 @@ def _row(
     if site.target.name not in drawn:
         gained = math.nan
         notes.append("shares its weight" if is_trained(site.target) else "frozen: left as it is")
-    elif order.scheme in ("lsuv", "normal", "trunc_normal", "truncated_normal", "constant", "zeros"):
+    elif order.scheme in ("lsuv", "normal", "trunc_normal", "constant", "zeros"):
         gained = std * math.sqrt(fan_in)
     if order.sampled and not site.calls:
         notes.append("not reached by the sample")

@@ -27,7 +27,6 @@ SCHEMES: tuple[str, ...] = (
     "orthogonal",
     "normal",
     "trunc_normal",
-    "truncated_normal",
     "constant",
     "zeros",
 )
@@ -86,7 +85,7 @@ class Order:
         """Draw one matrix."""
         if self.scheme in ("orthogonal", "lsuv"):
             return orthogonal_(weight, self.usual_gain, generator=self.generator)
-        if self.scheme in ("normal", "trunc_normal", "truncated_normal"):
+        if self.scheme in ("normal", "trunc_normal"):
             distribution = "normal" if self.scheme == "normal" else "truncated"
             return draw_(weight, self.std, distribution, self.generator)
         if self.scheme in ("constant", "zeros"):
