@@ -44,10 +44,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/randomness.py
+	$(BIN)/python benchmarks/augmentation.py
+	$(BIN)/python benchmarks/corruptions.py
+	$(BIN)/python benchmarks/adaptation.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/intervals.py
 
 docs: $(READY)
+	$(BIN)/python docs/reference.py
 	$(BIN)/python benchmarks/picture.py
 
 clean:

@@ -123,6 +123,21 @@ def test_parts_that_look_at_colors_refuse_standardized_images(name):
     torch.testing.assert_close(augment(x, generator()), scaled * 12 - 6, rtol=0, atol=2e-4)
 
 
+def test_bytes_may_have_a_white_of_their_own():
+    x = (images(40, 1, 8, 8).int() * 16 // 255).to(torch.uint8)  # 0..16
+    settings = {"value_range": (0, 16), "chance": {"sobel": 1.0}}
+    for name in ("trivialaugment", "color_jitter", "sobel"):
+        y = make_augment(name, **settings)(x, generator())
+        wide = make_augment(name, chance={"sobel": 1.0})(x / 16, generator())
+        assert torch.equal(y, (wide * 16).round().to(torch.uint8))
+        with pytest.raises(InvalidValue, match=rf"lie in \[0, 16\] for {name}, but its values go from 0 to 17"):
+            make_augment(name, **settings)(torch.full((2, 1, 8, 8), 17, dtype=torch.uint8).triu(), generator())
+    noisy = make_augment("noise", noise_std=1.0, value_range=(0, 51))(
+        torch.full((100, 1, 20, 20), 128, dtype=torch.uint8), generator()
+    )
+    assert noisy.float().std().item() == pytest.approx(math.sqrt((64 / 5) ** 2 + 1 / 12), rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["resized_crop", "rotate", "rotate90", "blur"])
 def test_parts_that_do_not_look_at_colors_take_standardized_images(name):
     x = torch.rand(8, 3, 10, 10, generator=generator(), dtype=torch.float64)

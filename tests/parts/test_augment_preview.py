@@ -105,6 +105,11 @@ def test_standardized_values_are_stretched_to_what_the_originals_cover():
     assert np.isfinite(constant).all()
 
 
+def test_dark_bytes_are_stretched_too():
+    x = pictures(2, 1) // 16
+    np.testing.assert_allclose(shown(preview(x, "none", draws=1))[0], x[0, 0] / x.max(), atol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_it_is_saved_where_it_is_asked_for(tmp_path, suffix):
     path = tmp_path / f"grid.{suffix}"

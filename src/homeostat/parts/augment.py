@@ -102,7 +102,8 @@ class Augment:
         if table is None:
             x = _in_format_of(x, like)
         if "noise" in self.names:
-            std = self.settings.noise_std * (UINT8_DEVIATION if x.dtype == torch.uint8 else 1.0)
+            low, high = self.settings.black_and_white(x.dtype)
+            std = self.settings.noise_std * (UINT8_DEVIATION * (high - low) / 255 if x.dtype == torch.uint8 else 1.0)
             x = add_noise(x, part_seed(stream, "noise"), std, offset, None)
         return x
 
@@ -142,7 +143,7 @@ def make_augment(
     magnitude: int = 9,
     num_magnitude_bins: int = 31,
     chance: Mapping[str, float] | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[float, float] | None = None,
 ) -> Augment:
     """The augmentation that a specification names, as a callable (x, generator) -> x.
 
@@ -162,8 +163,7 @@ def make_augment(
     | cutout | covers a square with the fill; its center is uniform over the image, and what sticks out is cut off |
     | noise | adds N(0, σ²) to every number |
 
-    From randaugment to sobel, but for blur, parts look at colors: they take uint8, or floating images within
-    `value_range`. In gray images, color_jitter changes brightness and contrast only, and color_drop is refused.
+    From randaugment to sobel, but for blur, parts look at colors: they take images within `value_range`. In gray images, color_jitter changes brightness and contrast only, and color_drop is refused.
 
     Args:
         spec: parts joined with "+", such as "crop+flip", or "none". They are applied in the order of the table.
@@ -171,7 +171,8 @@ def make_augment(
         padding_mode: what crop and rotate find outside the image: "reflect" its mirror image, "constant" the fill.
         cutout_size: the square's side in pixels; None is a quarter of the shorter side, at least 1.
         noise_std: σ for floating input, which is taken to be standardized. uint8 input is taken to be raw pixels with a
-            standard deviation of 64: there σ is 64 · noise_std, and the sum is rounded and kept in 0..255.
+            standard deviation of 64, or a quarter of their `value_range`: there σ is 64 · noise_std, and the sum is
+            rounded and kept in 0..255.
         fill: what covers or comes in, one number or one per channel, in the input's own unit, or in the table's where
             the call has one; 0 is the mean of standardized data, and black in raw pixels.
         scale, ratio: resized_crop's area as a share of the image's, and its width over its height.
@@ -185,7 +186,7 @@ def make_augment(
         num_magnitude_bins: into how many steps both policies divide a magnitude's range.
         chance: how often a part acts on an example, {"blur": 0.5}; for flip and the parts before crop. The default is
             1, but 0.2 for color_drop, and 0.5 for sobel and flip.
-        value_range: what black and white are in floating images, for the parts that look at colors.
+        value_range: what black and white are; None is (0, 255) in uint8 and (0, 1) in floating images.
     Raises: InvalidValue for unknown or repeated names and numbers that cannot be used; when called, for images or
         vectors that a part cannot apply to, and for values outside of `value_range` where a part looks at colors.
     Source: Simard et al. 2003, doi:10.1109/ICDAR.2003.1227801 (shifts); Szegedy et al. 2015, arXiv:1409.4842 (resized

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _KEYS = ("image", "images", "pixel_values", "img", "input", "inputs", "x")  # where datasets of dicts have the image
 
+_DARK = 64  # bytes below it are not in 0..255, but have a white of their own, as the digits' 16
+
 _TILE = 96  # points that the longer side of an image takes on the page
 _GAP = 6  # points between images
 _HEAD = 20  # points for the line above
@@ -40,7 +42,8 @@ def preview(
     Args:
         dataset: images (N, C, H, W) as a tensor or an array; a Dataset, a list or a DataLoader of images, of tuples
             that begin with one, or of dicts with one; a task of homeostat, whose training images are taken. One or
-            three channels; floating values outside of [0, 1] are stretched to what the originals cover.
+            three channels. Floating values outside of [0, 1] are stretched to what the originals cover, and so are bytes
+            that do not reach 64.
         augment: a specification as for `make_augment`, or what `make_augment` returned.
         count: how many images, from the first on.
         draws: how many times each of them is augmented.
@@ -139,11 +142,11 @@ def _image(item: Any) -> Tensor:
 def _shown(tiles: Tensor, originals: Tensor) -> Any:
     """Values in [0, 1] to be drawn, (rows, columns, H, W, C); gray without a last dimension."""
     values = tiles.detach().cpu().float()
-    if tiles.dtype == torch.uint8:
-        values = values / 255
-    else:
-        low, high = (float(value) for value in originals.detach().float().aminmax())
-        if low < 0 or high > 1:
-            values = (values - low) / max(high - low, 1e-12)
+    low, high = (float(value) for value in originals.detach().float().aminmax())
+    if tiles.dtype == torch.uint8 and high >= _DARK:
+        low, high = 0.0, 255.0
+    elif tiles.dtype != torch.uint8 and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    values = (values - low) / max(high - low, 1e-12)
     values = values.clamp(0, 1).permute(0, 1, 3, 4, 2)
     return (values[..., 0] if values.shape[-1] == 1 else values).numpy()

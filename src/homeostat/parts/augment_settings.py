@@ -45,7 +45,7 @@ class Settings:
     magnitude: int
     num_magnitude_bins: int
     chance: tuple[tuple[str, float], ...]
-    value_range: Pair
+    value_range: Pair | None
 
     @classmethod
     def checked(cls, **given: Any) -> Settings:
@@ -76,6 +76,10 @@ class Settings:
     def chance_of(self, name: str) -> float:
         """How often a part acts on an example."""
         return dict(self.chance).get(name, CHANCES[name])
+
+    def black_and_white(self, dtype: torch.dtype) -> Pair:
+        """The values of black and white in images of this type."""
+        return self.value_range or ((0.0, 255.0) if dtype == torch.uint8 else (0.0, 1.0))
 
     def fill_of(self, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The fill of every channel, (C,), in the input's unit."""
@@ -160,7 +164,9 @@ def _chances(value: Any) -> tuple[tuple[str, float], ...]:
     return tuple((name, _number(f"chance[{name!r}]", number, 0, 1)) for name, number in value.items())
 
 
-def _value_range(value: Any) -> Pair:
+def _value_range(value: Any) -> Pair | None:
+    if value is None:
+        return None
     low, high = _pair("value_range", value, -math.inf)
     if low == high:
         raise invalid(_WHERE, "value_range", "have a least number below the greatest", value)

@@ -1,7 +1,7 @@
 """The parts of an augmentation that come before crop, flip, cutout and noise: what each draws, needs and does.
 
-A step acts on floating images: uint8 ones become floats in [0, 1], pass through all steps and are rounded once, at the
-end. Random as `augment_draws` says: a step's first number decides whether it acts on an example, the others how.
+A step acts on floating images, between 0 and 1 where it looks at colors: uint8 ones become floats, pass through all
+steps and are rounded once, at the end. Random as `augment_draws` says: a step's first number decides whether it acts on an example, the others how.
 """
 
 from __future__ import annotations
@@ -122,17 +122,18 @@ def change(
     raw = images.dtype == torch.uint8
     fill = _raw_fill(settings, images, table)
     x = images.to(torch.float64 if images.dtype == torch.float64 else torch.float32).contiguous()
-    low, high = (0.0, 255.0) if raw else settings.value_range
-    scaled = raw or ((low, high) != (0.0, 1.0) and any(STEPS[name].colors for name in names))
-    if not raw:
+    low, high = settings.black_and_white(images.dtype)
+    colors = any(STEPS[name].colors for name in names)
+    if colors and not (raw and settings.value_range is None):
         _check_range(x, names, low, high)
+    scaled = colors and (low, high) != (0.0, 1.0)
     if scaled:
-        x, fill = (x.div_(255) if raw else (x - low) / (high - low)), (fill - low) / (high - low)
+        x, fill = (x - low) / (high - low), (fill - low) / (high - low)
     for name in names:
         x = _after(x, name, settings, part_seed(seed, name), offset, fill.to(x.dtype))
-    if raw:
-        return x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-    return (x * (high - low) + low if scaled else x).to(images.dtype)
+    if scaled:
+        x = x * (high - low) + low
+    return x.round().clamp(0, 255).to(torch.uint8) if raw else x.to(images.dtype)
 
 
 def _after(x: Tensor, name: str, settings: Settings, seed: Tensor, offset: int, fill: Tensor) -> Tensor:
@@ -161,10 +162,8 @@ def _raw_fill(settings: Settings, images: Tensor, table: Tensor | None) -> Tenso
 
 
 def _check_range(x: Tensor, names: Sequence[str], low: float, high: float) -> None:
-    """Raise an error unless all values lie between black and white, where a step looks at colors."""
-    first = next((name for name in names if STEPS[name].colors), None)
-    if first is None:
-        return
+    """Raise an error unless all values lie between black and white."""
+    first = next(name for name in names if STEPS[name].colors)
     least, greatest = (float(value) for value in x.detach().aminmax())
     slack = _SLACK * (high - low)
     if least >= low - slack and greatest <= high + slack:
