@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from homeostat.errors import InvalidType, InvalidValue
 from homeostat.parts.augment import AUGMENTATIONS, UINT8_DEVIATION, make_augment
-from homeostat.parts.augment_draws import part_seed, uniform
-from homeostat.parts.augment_settings import CHANCES
+from homeostat.parts.augment.draws import part_seed, uniform
+from homeostat.parts.augment.settings import CHANCES
 
 
 def generator(seed=0):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
 
-from homeostat.parts.augment_geometric import (
+from homeostat.parts.augment.geometric import (
     CROP_DRAWS,
     draw_boxes,
     resized_crop,

@@ -10,7 +10,7 @@ from kornia.filters import sobel as kornia_sobel
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-from homeostat.parts import augment_photometric as photometric
+from homeostat.parts.augment import photometric
 
 FACTORS = [0.0, 0.3, 1.0, 1.9]
 

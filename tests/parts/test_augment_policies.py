@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from homeostat.parts import augment_photometric as photometric
-from homeostat.parts.augment import make_augment
-from homeostat.parts.augment_policies import OPERATIONS, apply, color_jitter, magnitudes, randaugment, trivialaugment
+from homeostat.parts.augment import make_augment, photometric
+from homeostat.parts.augment.policies import OPERATIONS, apply, color_jitter, magnitudes, randaugment, trivialaugment
 
 # torchvision 0.20, transforms/autoaugment.py: least and greatest magnitude of RandAugment and of TrivialAugmentWide,
 # for images 40 pixels high and 80 wide, and whether an operation has two directions

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from homeostat.parts import augment_photometric as photometric
-from homeostat.parts.augment_draws import below, between
-from homeostat.parts.augment_geometric import rotation, warp
+from homeostat.parts.augment import photometric
+from homeostat.parts.augment.draws import below, between
+from homeostat.parts.augment.geometric import rotation, warp
 
 OPERATIONS: tuple[str, ...] = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from homeostat.parts.augment_draws import below, between
+from homeostat.parts.augment.draws import below, between
 
 ATTEMPTS = 10  # as many as torchvision makes to find a box that fits
 

@@ -4,7 +4,7 @@ Random, but only through the given generator or seed, and in the same way for ev
 example is a function of the seed and of its place in the batch, and each part has draws of its own, so that treatments
 which differ in one part share the others. Crop, flip and cutout are one pass over memory (`kernels.augment`), into
 which uint8 images can take their normalization along; noise is another (`kernels.noise`). What the other parts do to
-images is in `augment_geometric`, `augment_photometric` and `augment_policies`; `preview` draws a grid to look at.
+images is in `geometric`, `photometric` and `policies`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from homeostat.errors import invalid, invalid_type, unknown
 from homeostat.kernels.augment import augment_batch
 from homeostat.kernels.dropout import check_place, check_seed
 from homeostat.kernels.noise import add_noise
-from homeostat.parts.augment_draws import part_seed
-from homeostat.parts.augment_preview import preview as preview
-from homeostat.parts.augment_settings import Settings
-from homeostat.parts.augment_steps import STEPS, change, check_step
+from homeostat.parts.augment.draws import part_seed
+from homeostat.parts.augment.settings import Settings
+from homeostat.parts.augment.steps import STEPS, change, check_step
 
 AUGMENTATIONS: tuple[str, ...] = (*STEPS, "crop", "flip", "cutout", "noise")
 """The parts of a specification, in the order in which they are applied."""
@@ -163,7 +162,8 @@ def make_augment(
     | cutout | covers a square with the fill; its center is uniform over the image, and what sticks out is cut off |
     | noise | adds N(0, σ²) to every number |
 
-    From randaugment to sobel, but for blur, parts look at colors: they take images within `value_range`. In gray images, color_jitter changes brightness and contrast only, and color_drop is refused.
+    From randaugment to sobel, but for blur, parts look at colors: they take images within `value_range`. In gray
+    images, color_jitter changes brightness and contrast only, and color_drop is refused.
 
     Args:
         spec: parts joined with "+", such as "crop+flip", or "none". They are applied in the order of the table.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from homeostat.parts.augment_draws import per_example
+from homeostat.parts.augment.draws import per_example
 
 LUMA = (0.299, 0.587, 0.114)
 """What red, green and blue count for in gray (ITU-R BT.601)."""

@@ -1,7 +1,8 @@
 """The parts of an augmentation that come before crop, flip, cutout and noise: what each draws, needs and does.
 
 A step acts on floating images, between 0 and 1 where it looks at colors: uint8 ones become floats, pass through all
-steps and are rounded once, at the end. Random as `augment_draws` says: a step's first number decides whether it acts on an example, the others how.
+steps and are rounded once, at the end. Random as `draws` says: a step's first number decides whether it acts on
+an example, the others how.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import InvalidValue, invalid
-from homeostat.parts import augment_geometric as geometric
-from homeostat.parts import augment_photometric as photometric
-from homeostat.parts import augment_policies as policies
-from homeostat.parts.augment_draws import below, between, part_seed, uniform
-from homeostat.parts.augment_settings import Settings
+from homeostat.parts.augment import geometric, photometric, policies
+from homeostat.parts.augment.draws import below, between, part_seed, uniform
+from homeostat.parts.augment.settings import Settings
 
 Apply = Callable[[Tensor, Tensor, Settings, Tensor], Tensor]
 

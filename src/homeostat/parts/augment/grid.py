@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
+from homeostat.parts.augment.augmentation import Augment, make_augment
 from homeostat.seeds import derive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from homeostat.parts.augment import Augment
 
 _KEYS = ("image", "images", "pixel_values", "img", "input", "inputs", "x")  # where datasets of dicts have the image
 
@@ -42,8 +41,8 @@ def preview(
     Args:
         dataset: images (N, C, H, W) as a tensor or an array; a Dataset, a list or a DataLoader of images, of tuples
             that begin with one, or of dicts with one; a task of homeostat, whose training images are taken. One or
-            three channels. Floating values outside of [0, 1] are stretched to what the originals cover, and so are bytes
-            that do not reach 64.
+            three channels. Floating values outside of [0, 1] are stretched to what the originals cover, and so are
+            bytes that do not reach 64.
         augment: a specification as for `make_augment`, or what `make_augment` returned.
         count: how many images, from the first on.
         draws: how many times each of them is augmented.
@@ -56,8 +55,6 @@ def preview(
         [5.8, 6.0]
     """
     from matplotlib.figure import Figure
-
-    from homeostat.parts.augment import make_augment
 
     for name, number in (("count", count), ("draws", draws)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
