@@ -33,16 +33,16 @@ def test_every_kernel_compiles_and_spills_nothing(triton_device: str) -> None:
     names = {line.split()[0] for line in lines}
     assert names >= {
         "_elements", "_singles", "_units", "_units_last", "_normalize", "_gradient", "_parameter_sums", "moments",
-        "merge", "apply", "sums", "merge_sums", "apply_gradient", "_moments", "_merge", "_augment",
+        "merge", "apply", "sums", "merge_sums", "apply_gradient", "_moments", "_merge", "_augment", "_add",
     }  # fmt: skip
     assert not [line for line in lines if not line.endswith(" spills 0") and "REAL=fp64" not in line]
 
 
 def main() -> None:
     """Launch all kernels on tensors without data, with a launch that compiles and prints what the compiler says."""
-    from homeostat.kernels import augment_gpu, dropout_gpu, moments_gpu, norm_channels_gpu, norm_rows_gpu
+    from homeostat.kernels import augment_gpu, dropout_gpu, moments_gpu, noise_gpu, norm_channels_gpu, norm_rows_gpu
 
-    for module in (augment_gpu, dropout_gpu, moments_gpu, norm_channels_gpu, norm_rows_gpu):
+    for module in (augment_gpu, dropout_gpu, moments_gpu, noise_gpu, norm_channels_gpu, norm_rows_gpu):
         module.launch = Compiler()  # type: ignore[attr-defined]
     for dtype in HALVES_AND_SINGLES:
         launch_dropout(dropout_gpu.dropout, dtype)
@@ -50,6 +50,8 @@ def main() -> None:
         launch_channels(norm_channels_gpu, dtype)
         for shape in ((1, 1, 4096), (4096, 64, 1), (8, 64, 1024)):
             moments_gpu.moments(empty(dtype, *shape), 1.0)
+    for dtype in (*HALVES_AND_SINGLES, torch.uint8):
+        noise_gpu.add_noise(empty(dtype, 8, 3, 32, 32), SEED, 0.1, 0)
     for table in (torch.empty(3, 256), None):
         images = empty(torch.uint8 if table is not None else torch.float32, 8, 3, 32, 32)
         augment_gpu.augment_batch(images, SEED, table, torch.empty(3), 4, 4, table is None, 0.5, 8, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +142,20 @@ def test_a_wrong_result_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(InvalidValue, match=r"output 'output' may differ by 1\.0e-03, but got 0\.(1|0999)"):
         export_onnx(model, torch.randn(3, 4), path)
     assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no mode there")
+def test_the_file_has_the_mode_of_any_new_file(tmp_path):
+    """Also where an older file was private."""
+    path = tmp_path / "model.onnx"
+    for mask in (0o022, 0o027):
+        old = os.umask(mask)
+        try:
+            export_onnx(nn.Linear(4, 2), torch.randn(3, 4), path)
+        finally:
+            os.umask(old)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -2,6 +2,7 @@
 
 Here a part is a function over tensors, parameters or a whole model: initialization (`init`), normalization (`norm`),
 activation (`activation`), dropout (`dropout`), penalties and weight decay (`penalty`), gradient clipping (`clip`),
-early stopping (`stopping`), augmentation (`augment`). `layers` finds a model's layers by running it, `surgery` puts
-parts into a model that somebody else wrote. A part never knows that it is being studied.
+early stopping (`stopping`), augmentation (`augment`, `mixing`), corruption (`corrupt`), statistics and test-time
+adaptation (`population`, `adapt`), ensembles (`ensemble`), folding (`fold`). `layers` and `dataflow` find out what a
+model does by running it, `surgery` and `use` change what somebody else wrote. A part never knows that it is studied.
 """

@@ -70,18 +70,15 @@ def export_onnx(
     sample = dict(sample) if isinstance(sample, Mapping) else sample
     copied = _Flat(copy.deepcopy(model).eval(), sample)
     example = _with_batch(sample, max(2, _batch_size(sample))) if dynamic_batch else sample
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    # a folder of its own: a new file in it has the mode that the umask gives, a temporary file would be private
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
+        temporary = Path(folder) / target.name
         with _quiet():
             _write(copied, example, temporary, dynamic_batch, opset_version)
             _compare(copied, example, temporary, rtol)
             if dynamic_batch:
                 _compare(copied, _with_batch(sample, _batch_size(example) + 1), temporary, rtol)
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

@@ -64,11 +64,11 @@ def load_task(spec: str | os.PathLike[str], *, target: str | None = None, seed: 
 
 
 def digits(seed: int = 0) -> Task:
-    """Handwritten digits, 1,797 images of 8×8 pixels from 0 to 16, ten classes; embedded in scikit-learn."""
+    """Handwritten digits, 1,797 images of 8×8 pixels, ten classes; embedded in scikit-learn, where a pixel lies in 0..16."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    x = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
+    x = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
     y = torch.from_numpy(bunch.target.astype(np.int64))
     parts = stratified_split(bunch.target, seed=seed, where="digits")
     return Task(
