@@ -44,6 +44,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/randomness.py
+	$(BIN)/python benchmarks/initialization.py
 	$(BIN)/python benchmarks/augmentation.py
 	$(BIN)/python benchmarks/corruptions.py
 	$(BIN)/python benchmarks/adaptation.py

@@ -154,6 +154,15 @@ class Dataflow:
                 held.setdefault(id(tensor), []).append((module, attribute))
         return held
 
+    @cached_property
+    def constants(self) -> frozenset[Value]:
+        """All values that depend on parameters, buffers and numbers alone."""
+        found = {value for value in self.values if value.producer is None and value.names}
+        for node in self.nodes:
+            if node.inputs and found.issuperset(node.inputs):
+                found.update(node.outputs)
+        return frozenset(found)
+
     def value(self, name: str) -> Value:
         """The value that a parameter or buffer had before the run, by any of its names."""
         return next(value for value in self.values if name in value.names)

@@ -194,16 +194,17 @@ class Edit:
                 raise invalid(self.technique, "model", condition, type(self.model).__name__, cure)
 
 
-def places(model: nn.Module, held: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) under which the model holds a module: as a part, or in a plain attribute, list or dict."""
+def places(model: nn.Module, *held: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) under which the model holds some modules: as a part, or in a plain attribute, list or dict."""
+    sought = {id(each) for each in held}
     for module in model.modules():
         containers: list[Any] = [module._modules]
         attributes = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
         containers += [value for value in attributes.values() if isinstance(value, list | dict)]
         for container in containers:
             entries = container.items() if isinstance(container, dict) else enumerate(container)
-            yield from ((container, key) for key, value in entries if value is held)
-        yield from ((vars(module), name) for name, value in attributes.items() if value is held)
+            yield from ((container, key) for key, value in entries if id(value) in sought)
+        yield from ((vars(module), name) for name, value in attributes.items() if id(value) in sought)
 
 
 def _follow(

@@ -20,6 +20,7 @@ from homeostat.kernels.drop_connect import drop_connect
 from homeostat.kernels.noise import add_noise
 from homeostat.nn.activation import activate, split
 from homeostat.nn.functional.dropout import is_identity, stream_of
+from homeostat.nn.functional.overridable import overridable
 
 Size = int | Sequence[int]
 
@@ -30,6 +31,7 @@ _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {
 }
 
 
+@overridable
 def drop_connect_linear(
     input: Tensor,
     weight: Tensor,
@@ -76,6 +78,7 @@ def drop_connect_linear(
     return output if bias is None else output + bias
 
 
+@overridable
 def drop_connect_conv1d(
     input: Tensor,
     weight: Tensor,
@@ -94,6 +97,7 @@ def drop_connect_conv1d(
     return _convolve(1, input, weight, bias, geometry, p, training, per_example, **settings)
 
 
+@overridable
 def drop_connect_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -130,6 +134,7 @@ def drop_connect_conv2d(
     return _convolve(2, input, weight, bias, geometry, p, training, per_example, **settings)
 
 
+@overridable
 def drop_connect_conv3d(
     input: Tensor,
     weight: Tensor,

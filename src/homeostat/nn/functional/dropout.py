@@ -22,11 +22,13 @@ from torch.nn import functional
 
 from homeostat.errors import invalid, invalid_type, unknown
 from homeostat.kernels import dropout as kernels
+from homeostat.nn.functional.overridable import overridable
 
 MODES: tuple[str, ...] = ("inverted", "scaled")
 """What makes training and evaluation agree in the mean: division by 1 - p in training, or a factor in evaluation."""
 
 
+@overridable
 def dropout(
     input: Tensor,
     p: float = 0.5,
@@ -66,6 +68,7 @@ def dropout(
     return _drop("dropout", input, p, training, inplace, batched, None, mode, generator, seed, offset, backend)
 
 
+@overridable
 def dropout1d(
     input: Tensor,
     p: float = 0.5,
@@ -88,6 +91,7 @@ def dropout1d(
     return _drop("dropout1d", input, p, training, inplace, batched, 2, mode, generator, seed, offset, backend)
 
 
+@overridable
 def dropout2d(
     input: Tensor,
     p: float = 0.5,
@@ -116,6 +120,7 @@ def dropout2d(
     return _drop("dropout2d", input, p, training, inplace, True, 2, mode, generator, seed, offset, backend)
 
 
+@overridable
 def dropout3d(
     input: Tensor,
     p: float = 0.5,
@@ -143,6 +148,7 @@ def dropout3d(
     return _drop("dropout3d", input, p, training, inplace, batched, 2, mode, generator, seed, offset, backend)
 
 
+@overridable
 def drop_path(
     input: Tensor,
     drop_prob: float = 0.0,

@@ -14,11 +14,13 @@ from homeostat.errors import invalid, invalid_type
 from homeostat.kernels import dropout as kernels
 from homeostat.kernels.noise import add_noise
 from homeostat.nn.functional.dropout import is_identity, stream_of
+from homeostat.nn.functional.overridable import overridable
 
 _SATURATION = 1.7580993408473766
 """Minus the limit of SELU at minus infinity: 1.0507... times 1.6732..."""
 
 
+@overridable
 def alpha_dropout(
     input: Tensor,
     p: float = 0.5,
@@ -51,6 +53,7 @@ def alpha_dropout(
     return _alpha("alpha_dropout", input, p, training, inplace, batched, None, generator, seed, offset, backend)
 
 
+@overridable
 def feature_alpha_dropout(
     input: Tensor,
     p: float = 0.5,
@@ -73,6 +76,7 @@ def feature_alpha_dropout(
     return _alpha("feature_alpha_dropout", input, p, training, inplace, True, 2, generator, seed, offset, backend)
 
 
+@overridable
 def gaussian_dropout(
     input: Tensor,
     p: float = 0.5,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,12 +91,10 @@ def apply_(model: nn.Module, plan: Plan) -> nn.Module:
     """Do it, in place; returns the model, or what takes its place if it is rewritten itself."""
     for step in (step for steps in plan.steps for step in steps):
         _absorb(step, step.layer.bias or plan.biases.get(step.layer))
-    for steps in plan.steps:
-        norm = steps[0].norm
-        if norm.form != "call":
-            model = _put(model, norm.module, _rest(norm))
+    norms = [steps[0].norm for steps in plan.steps]
+    model = _put(model, {norm.module: _rest(norm) for norm in norms if norm.form != "call"})
     for module in reversed([module for module in model.modules() if module in plan.rewritings]):  # inner ones first
-        model = _put(model, module, plan.rewritings[module].build())
+        model = _put(model, {module: plan.rewritings[module].build()})
     return model
 
 
@@ -106,7 +104,8 @@ def strip_dropout_(model: nn.Module, flow: Dataflow) -> tuple[nn.Module, tuple[s
     Returns: the model, and the names and classes of the layers.
     """
     removed = []
-    for module in list(model.modules()):
+    identities: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks:
             continue
         title = title_of(flow, module)
@@ -114,9 +113,9 @@ def strip_dropout_(model: nn.Module, flow: Dataflow) -> tuple[nn.Module, tuple[s
             module.__class__ = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
             removed.append(title)
         elif _drops(module, flow):
-            model = _put(model, module, _stand_in(module, nn.Identity()))
+            identities[module] = _stand_in(module, nn.Identity())
             removed.append(title)
-    return model, tuple(removed)
+    return _put(model, identities), tuple(removed)
 
 
 def _prepare(flow: Dataflow, plan: Plan, norm: Norm, steps: list[Step]) -> None:
@@ -242,7 +241,8 @@ def _stand_in(old: nn.Module, new: nn.Module) -> nn.Module:
     return new.train(old.training)
 
 
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    for container, key in list(places(model, old)):
-        container[key] = new
-    return new if model is old else model
+def _put(model: nn.Module, changed: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put modules in the places of others; returns the model, or what takes its own place."""
+    for container, key in list(places(model, *changed)):
+        container[key] = changed[container[key]]
+    return changed.get(model, model)

@@ -220,7 +220,7 @@ def norm_layers(flow: Dataflow) -> list[Norm | Unfit]:
         title = title_of(flow, node.module)
         key: Any = node.module
         try:
-            if node.function in BATCH_NORMS and node not in inside and not _is_constant(node.inputs[0]):
+            if node.function in BATCH_NORMS and node not in inside and node.inputs[0] not in flow.constants:
                 mean = argument(node, BATCH_NORMS[node.function].index("running_mean"), "running_mean", None)
                 key = (node.module, None if mean is None else mean.tensor)
                 new = _called(flow, node, title)
@@ -260,7 +260,7 @@ def _called(flow: Dataflow, node: Node, title: str) -> Norm:
     if mean is None or variance is None or argument(node, 5, "training", False):
         raise Refusal("it normalizes with the batch's own statistics, also in evaluation")
     weight, bias = (None if value is None else value.tensor for value in (given["weight"], given["bias"]))
-    if not all(_is_constant(value) for value in values[1:] if value is not None):
+    if not flow.constants.issuperset(value for value in values[1:] if value is not None):
         raise Refusal("its scale and shift depend on the input, or are not registered")
     scale, shift = _scale_and_shift(mean.tensor, variance.tensor, weight, bias, argument(node, 7, "eps", 1e-5))
     alone = _forward(node.module) in _NORMALIZES_ONLY
@@ -286,7 +286,7 @@ def _frozen(flow: Dataflow, call: Any, title: str) -> Norm:
     steps: list[tuple[Node, Value]] = []
     while value is not source:
         node = value.producer
-        varying = [] if node is None else [each for each in node.inputs if not _is_constant(each)]
+        varying = [] if node is None else [each for each in node.inputs if each not in flow.constants]
         if node is None or node.index < call.start or len(varying) != 1 or node.name not in _AFFINE:
             raise Refusal("it is more than a constant scale and shift")
         steps.append((node, varying[0]))
@@ -310,14 +310,6 @@ def _forward(module: nn.Module) -> Any:
 
 def _is_frozen(module: nn.Module) -> bool:
     return norm_kind(module) == "batch" and not isinstance(module, _BatchNorm)
-
-
-def _is_constant(value: Value) -> bool:
-    """Whether a value depends on parameters, buffers and numbers alone."""
-    if value.producer is None:
-        return bool(value.names)
-    inputs = value.producer.inputs
-    return all(_is_constant(each) for each in inputs) and bool(inputs)
 
 
 def _scale_and_shift(
