@@ -15,6 +15,7 @@ from homeostat.errors import InvalidType, InvalidValue
 from homeostat.nn.activation import ACTIVATIONS, split
 from homeostat.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from homeostat.nn.functional.norm import batch_norm
+from homeostat.nn.groupnorm import GroupNorm
 from homeostat.parts import activation as parts
 
 PAIRS = {2: (BatchNorm1d, nn.BatchNorm1d), 3: (BatchNorm1d, nn.BatchNorm1d), 4: (BatchNorm2d, nn.BatchNorm2d)}
@@ -196,7 +197,7 @@ def test_without_bias():
         (lambda: BatchNorm1d(3)(torch.ones(2, 3, 4, 5)), ValueError, "BatchNorm1d: input must have 2 or 3 dimensions"),
         (lambda: BatchNorm3d(3)(torch.ones(2, 3, 4, 5)), ValueError, "BatchNorm3d: input must have 5 dimensions"),
         (lambda: BatchNorm1d(3)(torch.ones(1, 3)), ValueError, "more than 1 value per channel in training"),
-        (lambda: BatchNorm1d(3)(torch.ones(4, 5)), ValueError, "batch_norm: weight must have 5 elements"),
+        (lambda: BatchNorm1d(3)(torch.ones(4, 5)), ValueError, "BatchNorm1d: input must have 3 channels"),
         (lambda: BatchNorm1d(3)(torch.ones(4, 3).double()), TypeError, "have the input's dtype"),
         (lambda: BatchNorm1d(3)(torch.ones(4, 3), torch.ones(3)), ValueError, "residual must have the input's shape"),
         (lambda: BatchNorm1d(3, activation="rleu"), ValueError, "Did you mean 'relu'"),
@@ -228,3 +229,15 @@ def test_split_gives_the_slope_or_the_function():
     slope, function = split("x", "gelu")
     assert slope == 1.0
     assert torch.equal(function(torch.ones(2)), nn.functional.gelu(torch.ones(2)))
+
+
+def test_wrong_channels_are_an_error_about_the_input():
+    with pytest.raises(InvalidValue, match="BatchNorm1d: input must have 3 channels"):
+        BatchNorm1d(3)(torch.randn(4, 5))
+    with pytest.raises(InvalidValue, match="BatchNorm1d: input must have 3 channels"):
+        BatchNorm1d(3, affine=False).eval()(torch.randn(4, 5))
+    with pytest.raises(InvalidValue, match="GroupNorm: input must have 4 channels"):
+        GroupNorm(2, 4)(torch.randn(4, 6))
+    # without parameters and statistics torch takes any
+    assert BatchNorm1d(3, affine=False, track_running_stats=False)(torch.randn(4, 5)).shape == (4, 5)
+    assert GroupNorm(2, 4, affine=False)(torch.randn(4, 6)).shape == (4, 6)

@@ -156,7 +156,7 @@ def test_a_channel_count_that_has_no_effect_is_warned_of():
         (lambda: instance_norm(torch.ones(2, 3, 4), eps=-1.0), ValueError, "eps must be"),
         (lambda: GroupNorm(4, 6), ValueError, "GroupNorm: num_groups must be positive and divide num_channels, 6"),
         (lambda: GroupNorm(0, 6), ValueError, "num_groups must be positive"),
-        (lambda: GroupNorm(2, 6)(torch.ones(2, 4, 5)), ValueError, "group_norm: weight must have 4 elements"),
+        (lambda: GroupNorm(2, 6)(torch.ones(2, 4, 5)), ValueError, "GroupNorm: input must have 6 channels"),
         (lambda: group_norm(torch.ones(2, 6, 5), 4), ValueError, "divide the 6 channels"),
         (lambda: group_norm(torch.ones(1, 6), 6), ValueError, "more than 1 value per group"),
         (lambda: group_norm(torch.ones(2, 6).int(), 2), TypeError, "be a floating tensor"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from homeostat.parts.dataflow import record
-from homeostat.parts.fold import Folding, fold, plan_folding
+from homeostat.parts.fold import Folding, fold, folding
 from homeostat.parts.fold.check import relative_difference
 from homeostat.parts.layers import call, named_tensors_in, untouched
 
@@ -56,14 +57,28 @@ def norms_in(model: nn.Module, sample: Any) -> int:
     )
 
 
+def fold_with_plan(model: nn.Module, sample: Any) -> tuple[nn.Module, Folding]:
+    """What fold returns, and the plan it made on the way: the same as plan_folding's, in half the time."""
+    plans: list[Folding] = []
+    inner = folding._fold
+
+    def watched(*args: Any) -> tuple[nn.Module, Folding]:
+        new, plan = inner(*args)
+        plans.append(plan)
+        return new, plan
+
+    with mock.patch.object(folding, "_fold", watched):
+        new = fold(model, sample)
+    return new, plans[0]
+
+
 def folded(model: nn.Module, sample: Any, count: int, stay: int = 0, rtol: float = 1e-5) -> tuple[nn.Module, Folding]:
     """Fold, and check that `count` norms went, `stay` stayed, the outputs are equal and the model is untouched."""
     settle(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
-    plan = plan_folding(model, sample)
+    new, plan = fold_with_plan(model, sample)
     assert (len(plan.folded), len(plan.refused)) == (count, stay), str(plan)
-    new = fold(model, sample)
     assert not any(module.training for module in new.modules())
     expected, actual = outputs(model, sample), outputs(new, sample)
     assert len(expected) == len(actual) > 0

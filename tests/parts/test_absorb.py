@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import homeostat as hs
-from homeostat.errors import InvalidValue, NoEffectWarning
+from homeostat.errors import InvalidType, InvalidValue, NoEffectWarning
 from homeostat.parts.absorb import absorb_dropout_scale_
 from homeostat.parts.dropout_layers import LastAxisDropout, is_dropout
 
@@ -340,3 +340,24 @@ def test_inverted_dropout_has_no_factor():
     model = nn.Sequential(hs.nn.Dropout(0.5), scaled(0.5), nn.Linear(4, 2))
     absorb_dropout_scale_(model, torch.randn(3, 4))
     assert [type(module).__name__ for module in model] == ["Dropout", "Identity", "Linear"]
+
+
+def test_arguments_that_cannot_be_used_are_refused():
+    with pytest.raises(InvalidType, match=r"absorb_dropout_scale_: model must be a torch.nn.Module, but got \[1\]"):
+        absorb_dropout_scale_([1], torch.zeros(2, 2))
+    for rtol in ("1e-4", 0, -1.0, True):
+        with pytest.raises(InvalidValue, match="rtol must be a number above 0"):
+            absorb_dropout_scale_(nn.Linear(2, 2), torch.zeros(2, 2), rtol=rtol)
+
+
+def test_a_rounded_quotient_is_refused_also_where_the_sample_does_not_show_it():
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.last = hs.nn.Dropout(0.5, mode="scaled"), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(torch.div(self.drop(x), 3, rounding_mode="floor"))
+
+    with pytest.raises(InvalidValue, match="does not let a factor through"):
+        absorb_dropout_scale_(Rounded(), torch.zeros(2, 4))

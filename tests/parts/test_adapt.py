@@ -377,3 +377,19 @@ def test_it_wins_back_accuracy_on_shifted_data():
     assert source < 0.7
     assert norm > source + 0.2
     assert adapted > source + 0.2
+
+
+@pytest.mark.parametrize("kind", [Tent, BatchNormAdaptation, collect_params, configure_model])
+def test_errors_name_the_callable_and_what_is_no_model(kind):
+    with pytest.raises(InvalidType, match=rf"{kind.__name__}: model must be a torch.nn.Module, but got \[1\]"):
+        kind([1])
+    with pytest.raises(InvalidValue, match=f"{kind.__name__}: model must have normalization layers of kind batch"):
+        kind(nn.Linear(2, 2))
+
+
+def test_errors_about_kinds_name_the_callable():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    with pytest.raises(InvalidType, match="Tent: kinds must be a sequence"):
+        Tent(model, kinds="batch")
+    with pytest.raises(InvalidValue, match="configure_model: unknown kind 'bacth'"):
+        configure_model(model, ("bacth",))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import homeostat as hs
-from homeostat.errors import InvalidValue, NoEffectWarning
+from homeostat.errors import InvalidType, InvalidValue, NoEffectWarning
 from homeostat.parts.dropout import (
     KINDS,
     PLACES,
@@ -153,8 +153,8 @@ def test_the_courses():
     for arguments, message in (
         (("late", 0.5, 0.0), "unknown schedule 'late'"),
         (("ramp", 1.5, 0.0), r"p must be a number in \[0, 1\]"),
-        (("ramp", 0.5, 1.1), r"progress must lie in \[0, 1\], but got 1.1"),
-        (("ramp", 0.5, math.nan), r"progress must lie in \[0, 1\]"),
+        (("ramp", 0.5, 1.1), r"progress must be a number in \[0, 1\], but got 1.1"),
+        (("ramp", 0.5, math.nan), r"progress must be a number in \[0, 1\]"),
     ):
         with pytest.raises(InvalidValue, match=message):
             dropout_at(*arguments)
@@ -247,3 +247,10 @@ class TestDropConnect:
             with pytest.raises(InvalidValue, match=message):
                 set_drop_connect_(model, *arguments, sample=sample)
         assert not any(isinstance(module, hs.nn.DropConnectLinear) for module in model.modules())
+
+
+def test_types_that_cannot_be_used_are_refused():
+    with pytest.raises(InvalidValue, match=r"progress must be a number in .* but got '1'"):
+        hs.dropout.dropout_at("early", 0.2, "1")
+    with pytest.raises(InvalidType, match=r"set_p_: model must be a torch.nn.Module"):
+        hs.dropout.set_p_([1], 0.2)

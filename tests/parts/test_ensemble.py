@@ -299,3 +299,38 @@ def test_the_share_left_out_is_one_over_e():
     assert abs(sum(shares) / 100 - (1 - 1 / 1000) ** 1000) < 5 * 0.00098
     with pytest.raises(InvalidValue, match="positive"):
         bootstrap(0, 1)
+
+
+def test_types_that_cannot_be_used_are_refused():
+    with pytest.raises(InvalidValue, match=r"models must be one or more torch.nn.Modules, but got 3"):
+        Ensemble(3)
+    with pytest.raises(InvalidType, match="seed must be an integer, but got 'a'"):
+        bootstrap(3, "a")
+    with pytest.raises(InvalidValue, match=r"weights must have the shape \(3,\)"):
+        summarize(torch.randn(3, 4, 2), weights=torch.ones(2) / 2)
+
+
+def test_one_module_may_be_named_without_a_list():
+    class Own(nn.Module):
+        def forward(self, x):
+            return torch.bernoulli(torch.full_like(x, 0.5)) if self.training else x
+
+    model = nn.Sequential(Own())
+    assert mc_dropout(model, 8, seed=0, also=model[0])(torch.ones(2, 3)).variance.max() > 0
+
+
+def test_functions_of_homeostat_draw_whatever_the_mode():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.drop = nn.Linear(4, 3), nn.Dropout(0.0)
+
+        def forward(self, x):
+            return fast.functional.dropout(self.layer(x), 0.5, self.training)
+
+    model, x = Functional(), torch.randn(2, 4)
+    for training in (True, False):
+        prediction = mc_dropout(model.train(training), 400, seed=0, kind="regression")(x)
+        mean = model.layer(x)
+        assert ((prediction.mean - mean).abs() <= 5 * mean.abs() / 20 + 1e-6).all()  # the factor has variance 1
+        assert model.training is training

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fold_models import folded, norms_in, one_thread, outputs, settle  # noqa: F401 - a fixture for every test here
+from fold_models import fold_with_plan, folded, norms_in, one_thread, outputs, settle  # noqa: F401 - a fixture for every test here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from torch.nn import functional as F
 
 import homeostat as hs
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue, NoEffectWarning
+from homeostat.nn import functional as fast
+from homeostat.nn.functional import batch_norm
 from homeostat.parts import surgery
 from homeostat.parts.fold import fold, plan_folding
 from homeostat.parts.fold.check import check_outputs, relative_difference, second_batch, tolerance
 from homeostat.parts.norm import LastAxisBatchNorm, make_norm
 
+SMALL = torch.randn(3, 6, 7, 7)
 X1, X2, X3 = torch.randn(3, 4, 9), torch.randn(3, 4, 9, 9), torch.randn(3, 4, 5, 5, 5)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -427,6 +430,110 @@ def test_a_forward_that_cannot_be_traced_is_refused():
     assert "cannot be rewritten" in reason(Branching(4), X2)
 
 
+class Varying(nn.Module):
+    """Passes on what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, x, *args, **kwargs):
+        bn = self.bn
+        y = F.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        return self.rest(y, *args, **kwargs)
+
+    def rest(self, y, residual=None, scale=1.0, *, negative=False, **more):
+        y = y if residual is None else y + residual
+        return (-y if negative else y) * scale
+
+
+@pytest.mark.parametrize(
+    ("sample", "others", "why"),
+    [
+        ((X2,), ((X2, SMALL),), r"places of args must be \[\]"),
+        ((X2, SMALL), ((X2,), (X2, X2, 2.0)), r"places of args must be \[0\]"),
+        ((X2, None, 2.0), ((X2, None, 3.0),), r"args\[1\] must be 2\.0"),
+        ({"x": X2, "negative": True}, ({"x": X2}, {"x": X2, "scale": 1.0}), r"keys of kwargs must be \['negative'\]"),
+        ({"x": X2, "negative": True, "other": 1}, ({"x": X2, "negative": False, "other": 1},), r"kwargs\['negative'\]"),
+        ({"x": X2, "residual": SMALL}, (), ""),
+    ],
+)
+def test_a_rewritten_forward_with_variable_arguments(sample, others, why):
+    new, _ = folded(Varying(), sample, 1)
+    for copied in (new, copy.deepcopy(new), pickle.loads(pickle.dumps(new))):
+        assert relative_difference(outputs(new, sample)[0], outputs(copied, sample)[0]) == 0
+        for other in others:
+            with pytest.raises(InvalidValue, match=why):
+                outputs(copied, other)
+
+
+class FastCall(nn.Module):
+    """Batch normalization by homeostat's function, with all that it can do more."""
+
+    def __init__(self, activation=None, residual=False, behind=False):
+        super().__init__()
+        self.conv, self.bn, self.other = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(4, 6, 3)
+        self.head = nn.Conv2d(6, 3, 1)
+        self.activation, self.residual, self.behind = activation, residual, behind
+
+    def forward(self, x):
+        y = self.conv(x).sigmoid() if self.behind else self.conv(x)
+        function = fast.batch_norm if self.residual else batch_norm  # by either way
+        residual = self.other(x) if self.residual else None
+        bn = self.bn
+        y = function(
+            y, bn.running_mean, bn.running_var, bn.weight, bn.bias, activation=self.activation, residual=residual
+        )
+        return self.head(y)
+
+
+@pytest.mark.parametrize("activation", [None, "identity", "relu", "leaky_relu", "gelu"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_homeostats_function_is_rewritten(activation, residual):
+    new, plan = folded(FastCall(activation, residual), X2, 1)
+    assert plan.folded[0].into == ("conv (Conv2d)",)
+    assert relative_difference(outputs(new, X2)[0], outputs(pickle.loads(pickle.dumps(new)), X2)[0]) == 0
+
+
+def test_homeostats_function_before_a_layer():
+    _, plan = folded(FastCall(behind=True), X2, 1)
+    assert plan.folded[0].into == ("head (Conv2d)",)
+    assert "activation or a residual" in reason(FastCall("relu", behind=True), X2)
+    assert "activation or a residual" in reason(FastCall(None, True, behind=True), X2)
+
+
+@pytest.mark.parametrize(
+    "between", [hs.nn.Dropout(0.3, mode="scaled"), hs.nn.Dropout2d(0.9, mode="scaled"), Calls(lambda self, x: x * -0.5)]
+)
+def test_a_constant_factor_between(between):
+    """The factor stays, and the shift takes it into account."""
+    new, plan = folded(nn.Sequential(nn.Conv2d(4, 6, 3), between, nn.BatchNorm2d(6)), X2, 1)
+    assert plan.folded[0].into == ("0 (Conv2d)",)
+    assert type(new[1]) is type(between)
+    _, plan = folded(nn.Sequential(nn.Sigmoid(), nn.BatchNorm2d(4), between, nn.Flatten(), nn.Linear(324, 3)), X2, 1)
+    assert plan.folded[0].into == ("4 (Linear)",)
+
+
+def test_a_factor_of_zero_or_of_a_tensor_stops_it():
+    for between in (hs.nn.Dropout(1.0, mode="scaled"), Calls(lambda self, x: x * torch.tensor(2.0))):
+        assert "not into what is before it" in reason(nn.Sequential(nn.Conv2d(4, 6, 3), between, nn.BatchNorm2d(6)), X2)
+
+
+def test_a_factor_that_differs_from_call_to_call_stops_it():
+    model = Calls(
+        lambda self, x: self.bn(self.conv(x) * 2.0) + self.bn(self.conv(x)),
+        conv=nn.Conv2d(4, 6, 3),
+        bn=nn.BatchNorm2d(6),
+    )
+    assert "multiplied differently" in reason(model, X2)
+
+
+def test_a_very_deep_model():
+    """Deeper than Python's stack."""
+    layers = [nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Tanh()) for _ in range(250)]
+    folded(nn.Sequential(*layers), torch.randn(2, 2, 3, 3), 250, rtol=1e-4)
+
+
 def test_subclasses_of_layers():
     class Padded(nn.Conv2d):
         """Pads by itself; does take a bias."""
@@ -649,6 +756,11 @@ def test_other_norms_are_left_alone():
 
 
 # What the user is told
+
+
+def test_fold_does_what_the_plan_says():
+    model = settle(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6), nn.Dropout()))
+    assert fold_with_plan(model, X2)[1] == plan_folding(model, X2)
 
 
 def test_the_plan_reads_well():

@@ -433,11 +433,21 @@ def test_only_the_generator_decides(scheme):
 
 
 def test_samples_that_say_nothing():
-    for sample, word in ((torch.zeros(4, 128), "variance 0"), (torch.full((4, 128), math.nan), "variance nan")):
+    for sample, word in ((torch.zeros(4, 128), "variance 0"), (torch.full((4, 128), math.inf), "variance nan")):
         model = deep(torch.tanh, depth=2)
         assert word in initialize_(model, "lsuv", sample=sample, generator=generator()).rows[0].note
         initialize_(model, "he", sample=sample, generator=generator())
         assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scheme", ["he", "lsuv", "he_normal"])
+def test_missing_values_in_the_sample_are_refused(scheme):
+    model, sample = deep(torch.tanh, depth=2), normal(4, 128)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sample[2, 5] = math.nan
+    with pytest.raises(InvalidValue, match="sample must hold no NaN"):
+        initialize_(model, scheme, sample=(sample,), generator=generator())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_models_without_weights_and_of_one_layer():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from homeostat import nn as fast
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue, NoEffectWarning
+from homeostat.parts.dropout import make_dropout
 from homeostat.parts.ensemble import enumerate_masks, mc_dropout
 
 
@@ -65,7 +66,26 @@ class Functional(nn.Module):
         return self.last(F.dropout(torch.tanh(self.first(x)), 0.4, self.training))
 
 
+class FastFunctional(nn.Module):
+    """One of homeostat's functions, told the mode as torch's are."""
+
+    def __init__(self, function, *args, **kwargs):
+        super().__init__()
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.last = nn.LazyLinear(1)
+
+    def forward(self, x):
+        return self.last(self.function(x, *self.args, training=self.training, **self.kwargs).flatten(1))
+
+
 CASES = {
+    "fast functional": (FastFunctional(fast.functional.dropout, 0.4), (5, 3), 3),
+    "fast functional, scaled": (FastFunctional(fast.functional.dropout, p=0.4, mode="scaled"), (5, 3), 3),
+    "fast functional channels": (FastFunctional(fast.functional.dropout2d, 0.4), (5, 3, 2, 2), 3),
+    "fast functional alpha": (FastFunctional(fast.functional.alpha_dropout, 0.4), (5, 3), 3),
+    "fast functional path": (FastFunctional(fast.functional.drop_path, drop_prob=0.4), (5, 3), 1),
+    "unscaled": (FastFunctional(fast.functional.drop_path, 0.4, scale_by_keep=False), (5, 3), 1),
+    "last axis": (nn.Sequential(make_dropout(0.3, "channel"), nn.Flatten(), nn.Linear(12, 1)), (5, 4, 3), 3),
     "functional": (Functional(), (5, 3), 4),
     "channels": (nn.Sequential(nn.Dropout1d(0.3), nn.Flatten(), nn.Linear(12, 1)), (5, 3, 4), 3),
     "fast channels": (nn.Sequential(fast.Dropout1d(0.3), nn.Flatten(), nn.Linear(12, 1)), (5, 3, 4), 3),
@@ -87,6 +107,7 @@ def test_sampling_agrees_with_it(name):
     """Mean and variance of 500 samples, each within 6 standard errors of the exact value."""
     model, shape, units = CASES[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model.eval()(x)  # lazy layers get their sizes
     kept = x.clone()
     exact = enumerate_masks(model.train(), x, kind="regression")
     assert len(exact.samples) == 2**units
@@ -185,7 +206,42 @@ def test_what_cannot_be_enumerated_is_refused(model, shape, said):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+class Mixed(nn.Module):
+    """A layer and a function: to miss the function is to give a wrong answer for exact."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.drop = function, nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.function(self.drop(x), training=self.training)
+
+
+def test_functions_of_homeostat_are_seen_beside_layers():
+    x = torch.tensor([[1.0, 2.0]])
+    exact = enumerate_masks(Mixed(fast.functional.dropout), x, kind="regression")
+    assert len(exact.samples) == 16
+    torch.testing.assert_close(exact.mean, x)
+    torch.testing.assert_close(exact.variance, 3 * x**2)  # each of two factors has mean square 2
+    for function in (fast.functional.gaussian_dropout, connected):
+        with pytest.raises(InvalidValue, match=r"masks can be listed.*got '(gaussian_dropout|drop_connect_linear)'"):
+            enumerate_masks(Mixed(function), x)
+    always = enumerate_masks(nn.Sequential(Always()), x, kind="regression")
+    torch.testing.assert_close(always.variance, x**2)
+
+
+def connected(x, training):
+    return fast.functional.drop_connect_linear(x, torch.eye(2), training=training)
+
+
+class Always(nn.Module):
+    def forward(self, x):
+        return fast.functional.dropout(x)
+
+
 def test_other_mistakes():
+    with pytest.raises(InvalidType, match="max_units must be an integer, but got '3'"):
+        enumerate_masks(nn.Dropout(), torch.ones(2, 2), "3")
     with pytest.raises(InvalidType, match="model"):
         enumerate_masks(lambda x: x, torch.ones(2, 2))
     with pytest.raises(InvalidType, match="batch"):

@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from homeostat import nn as fast
-from homeostat.parts.modes import DropoutCalls, device_of, drop_probability, dropping, map_tensors, only_training
+from homeostat.parts.modes import (
+    FAST_DROPPING_FUNCTIONS,
+    DropoutCalls,
+    device_of,
+    drop_probability,
+    dropping,
+    map_tensors,
+    only_training,
+)
 
 
 class DropBlock(nn.Module):
@@ -72,6 +80,26 @@ def test_functions_drop_in_evaluation(function):
         assert torch.equal(function(x, 0.0, False), x)
         assert calls.count == 1
     assert torch.equal(function(x, 0.5, False), x)
+
+
+@pytest.mark.parametrize("name", sorted(function.__name__ for function in FAST_DROPPING_FUNCTIONS))
+def test_homeostats_functions_drop_in_evaluation(name):
+    function = getattr(fast.functional, name)
+    weights = {"linear": (6, 6), "conv1d": (3, 3, 1), "conv2d": (3, 3, 1, 1), "conv3d": (3, 3, 1, 1, 1)}
+    shapes = {"dropout2d": (20, 3, 6, 6), "dropout3d": (20, 3, 2, 2, 2), "drop_connect_linear": (20, 6)}
+    shapes |= {"drop_connect_conv2d": (20, 3, 2, 2), "drop_connect_conv3d": (20, 3, 2, 2, 2)}
+    x = torch.randn(shapes.get(name, (20, 3, 6)))
+    arguments = [x]
+    if name.startswith("drop_connect"):
+        arguments.append(torch.randn(weights[name.removeprefix("drop_connect_")]))
+    p = "drop_prob" if name == "drop_path" else "p"
+    evaluated = function(*arguments, training=False, **{p: 0.5})
+    with DropoutCalls() as calls:
+        assert not torch.equal(function(*arguments, training=False, **{p: 0.5}), evaluated)
+        assert calls.count == 1
+        assert torch.equal(function(*arguments, training=False, **{p: 0.0}), evaluated)
+        assert calls.count == 1
+    assert torch.equal(function(*arguments, training=False, **{p: 0.5}), evaluated)
 
 
 def test_nests_of_tensors():

@@ -1,4 +1,5 @@
 import math
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -255,3 +256,57 @@ def test_groups_are_those_of_timm(pattern):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trainable)
     torch.optim.AdamW(groups)
+
+
+@pytest.mark.parametrize("function", [split_parameters, penalty_by_layer, param_groups_weight_decay])
+def test_parameters_in_the_place_of_a_model_are_refused(function):
+    with pytest.raises(InvalidType, match=f"{function.__name__}: model must be a torch.nn.Module, .* pass the model"):
+        function(nn.Linear(2, 2).parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w: param_groups_weight_decay(w, "0.1"), "weight_decay must be a number, but got '0.1'"),
+        (
+            lambda w: param_groups_weight_decay(w, 0.1, "bias"),
+            r"no_weight_decay_list must be a list.* Pass \['bias'\]",
+        ),
+        (lambda w: penalty_by_layer(w, "l1"), "penalty must be a function such as l1_penalty, but got"),
+        (lambda w: elastic_net_penalty(w.parameters(), "1", 0), "l1 must be a number"),
+        (lambda w: add_penalty_gradients_(w.parameters(), l2=None), "l2 must be a number, but got None"),
+        (lambda w: decay_weights_(w.parameters(), "1"), "factor must be a number"),
+        (lambda w: soft_threshold_(w.parameters(), "1"), "threshold must be a number"),
+    ],
+)
+def test_types_that_cannot_be_used_are_refused(call, message):
+    layer = nn.Linear(2, 2)
+    before = layer.weight.detach().clone()
+    with pytest.raises(InvalidType, match=message):
+        call(layer)
+    assert torch.equal(layer.weight, before)
+
+
+def test_groups_are_those_of_timm_but_for_wide_scales_and_biases():
+    """timm.optim.param_groups_weight_decay: ndim <= 1, a name that ends in .bias, or a pattern."""
+
+    def by_shape(model, patterns):
+        exempt, decayed = [], []
+        for name, parameter in model.named_parameters():
+            listed = any(fnmatchcase(name, pattern) for pattern in patterns)
+            (exempt if parameter.ndim <= 1 or name.endswith(".bias") or listed else decayed).append(parameter)
+        return [exempt, decayed]
+
+    def same(groups, others):
+        return [[id(p) for p in group["params"]] for group in groups] == [[id(p) for p in other] for other in others]
+
+    for model in (
+        nn.Transformer(8, 2, 1, 1, batch_first=True),
+        nn.LSTM(3, 4),
+        nn.Embedding(3, 4),
+        nn.Sequential(nn.Conv2d(1, 2, 3)),
+    ):
+        for patterns in ((), ("encoder*", "weight")):
+            assert same(param_groups_weight_decay(model, 0.1, patterns), by_shape(model, patterns))
+    for model in (nn.LayerNorm((3, 4)), nn.MultiheadAttention(4, 2, add_bias_kv=True)):
+        assert not same(param_groups_weight_decay(model, 0.1), by_shape(model, ()))

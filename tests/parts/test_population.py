@@ -357,3 +357,8 @@ def test_call_on_batch_gives_a_mapping_whole_where_no_entry_is_named():
 
     assert call_on_batch(Whole(), {"a": 1}) == 1
     assert call_on_batch(deepcopy(Whole()), [{"a": 2}, "target"]) == 2
+
+
+def test_a_seed_that_is_none_is_refused():
+    with pytest.raises(InvalidType, match="seed must be an integer, but got 'a'"):
+        update_statistics_(nn.BatchNorm1d(2), [torch.randn(4, 2)], seed="a")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from homeostat.errors import InvalidValue
+from homeostat.errors import InvalidType, InvalidValue
 from homeostat.parts import init
 from homeostat.parts.init.schemes import draw_
 
@@ -125,5 +125,47 @@ def test_fills_return_the_tensor_itself_and_need_no_detach():
 def test_numbers_that_cannot_be_used_are_refused(call, message):
     weight = torch.full((2, 3), 7.0)
     with pytest.raises(InvalidValue, match=message):
+        call(weight)
+    assert (weight == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w: init.he_normal_(w[0]), "he_normal_: tensor must have at least two dimensions"),
+        (lambda w: init.he_uniform_(w, "fanin"), "he_uniform_: unknown mode 'fanin'. Did you mean 'fan_in'"),
+        (lambda w: init.xavier_normal_(w, math.nan), "xavier_normal_: gain must be finite"),
+        (lambda w: init.orthogonal_(w[0]), "orthogonal_: tensor must have at least two dimensions"),
+        (lambda w: init.kaiming_normal_(w, nonlinearity="gelu"), "kaiming_normal_: unknown nonlinearity 'gelu'"),
+    ],
+)
+def test_errors_name_the_function_that_was_called(call, message):
+    weight = torch.full((2, 3), 7.0)
+    with pytest.raises(InvalidValue, match=message):
+        call(weight)
+    assert (weight == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w: init.normal_(w, 0, "1"), "normal_: std must be a number, but got '1'"),
+        (lambda w: init.he_normal_(w, negative_slope="0.1"), "he_normal_: negative_slope must be a number"),
+        (lambda w: init.variance_scaling_(w, None), "variance_scaling_: scale must be a number, but got None"),
+        (lambda w: init.constant_(w, "1"), "constant_: val must be a number"),
+        (
+            lambda w: init.he_normal_(w, generator=3),
+            "generator must be a torch.Generator or None, but got 3. For a",
+        ),
+        (lambda w: init.trunc_normal_(w, generator=3), "generator must be a torch.Generator or None"),
+        (lambda w: init.orthogonal_([1.0]), "orthogonal_: tensor must be a tensor"),
+        (lambda w: init.xavier_normal_(torch.nn.Linear(2, 2)), "tensor must be a tensor.* there is initialize_"),
+        (lambda w: init.he_normal_(w.long()), "he_normal_: tensor must be floating"),
+        (lambda w: init.uniform_(w.long()), "uniform_: tensor must be floating"),
+    ],
+)
+def test_types_that_cannot_be_used_are_refused(call, message):
+    weight = torch.full((2, 3), 7.0)
+    with pytest.raises(InvalidType, match=message):
         call(weight)
     assert (weight == 7).all()

@@ -365,3 +365,17 @@ def test_arguments_that_cannot_be_used_are_refused():
         EarlyStopping(rules=["GL"])
     with pytest.raises(InvalidType, match=r"be a torch.nn.Module"):
         EarlyStopping().keeping({})
+
+
+def test_without_a_mode_the_name_tells_and_min_is_what_is_left():
+    names = {"valid_loss": "min", "val_accuracy": "max", "val_auc": "max", "abc": "min", "brier_score": "min"}
+    assert {name: EarlyStopping(name).mode for name in names} == names
+    assert EarlyStopping("val_accuracy", mode="min").mode == "min"
+    stopping = EarlyStopping("val_accuracy", patience=2)  # as Keras users write it
+    assert [stopping.update({"val_accuracy": value}) for value in (0.5, 0.6, 0.7)] == [True, True, True]
+
+
+def test_rules_of_any_wrong_type_are_refused():
+    for rules in (5, "GL", ["GL"]):
+        with pytest.raises(InvalidType, match="rules must be rules such as"):
+            EarlyStopping(rules=rules)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import homeostat as hs
-from homeostat.errors import InvalidValue, NoEffectWarning
+from homeostat.errors import InvalidType, InvalidValue, NoEffectWarning
 from homeostat.parts.extended import Copy, Extended
 from homeostat.parts.layers import call, tensors_in
 from homeostat.parts.norm import NORMS, LastAxisBatchNorm, is_norm, norm_kind
@@ -444,3 +444,23 @@ def test_a_model_that_already_is_as_asked_for_gives_no_warning():
 def test_a_model_that_is_one_layer_has_to_be_put_into_another():
     with pytest.raises(InvalidValue, match=r"put it into a torch.nn.Sequential"):
         set_norm_(nn.BatchNorm1d(3), "layer", torch.zeros(4, 3))
+
+
+def test_what_is_no_optimizer_is_refused_before_anything_changes():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(InvalidType, match=r"set_norm_: optimizer must be .* but got 'sgd'"):
+        set_norm_(model, "layer", torch.zeros(3, 4), "sgd")
+    assert not any(is_norm(module) for module in model.modules())
+
+
+def test_dropout_by_homeostats_functions_is_said_not_missed():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.last(hs.nn.functional.dropout(self.first(x), 0.5, self.training))
+
+    with pytest.warns(NoEffectWarning, match="it drops with functions"):
+        hs.surgery.set_dropout_(Functional(), 0.0, sample=torch.zeros(3, 4))

@@ -50,7 +50,7 @@ def test_batches_of_an_opened_task_are_channels_last_and_writing_to_them_leaves_
     batch = next(opened.train.batches(0, 0, "full"))[0]
     assert batch.is_contiguous(memory_format=torch.channels_last)
     batch.fill_(7)
-    assert int(open_task(folder).train.x.max()) == 16
+    assert int(open_task(folder).train.x.max()) == 255
 
 
 def fingerprint_of(folder, results):

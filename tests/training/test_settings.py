@@ -102,7 +102,7 @@ def test_soft_thresholds_make_exact_zeros(color_task):
 def test_mixed_targets_are_probabilities_of_the_two_classes(color_task):
     inputs = Inputs(color_task, quick(mix="mixup"), CPU)
     x, y = color_task.train.head(12)
-    mixed, targets = inputs.for_training(x, y, torch.Generator().manual_seed(0))
+    mixed, targets = inputs.for_training(x, y, torch.Generator(), torch.Generator().manual_seed(0))
     assert mixed.shape == (12, 3, 28, 28)
     assert targets.shape == (12, 3)
     assert torch.allclose(targets.sum(1), torch.ones(12))

@@ -40,6 +40,8 @@ class _BatchNorm(Fused, nn.modules.batchnorm._BatchNorm):
         if input.dim() not in self._dims:
             where, dims = type(self).__name__, " or ".join(str(dim) for dim in self._dims)
             raise invalid(where, "input", f"have {dims} dimensions", input)
+        if input.shape[1] != self.num_features and (self.affine or self.track_running_stats):
+            raise invalid(type(self).__name__, "input", f"have {self.num_features} channels", input)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """activation(norm(input) + residual); see `homeostat.nn.functional.batch_norm`."""

@@ -49,6 +49,8 @@ class GroupNorm(Fused, nn.GroupNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """activation(norm(input) + residual); see `homeostat.nn.functional.group_norm`."""
+        if self.affine and input.dim() > 1 and input.shape[1] != self.num_channels:
+            raise invalid(type(self).__name__, "input", f"have {self.num_channels} channels", input)
         return group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps,
             activation=self.activation, residual=residual, backend=self.backend,

@@ -21,7 +21,7 @@ from homeostat.errors import NoEffectWarning, invalid
 from homeostat.parts.dataflow import Dataflow, Node, Value, record
 from homeostat.parts.edit import Changes
 from homeostat.parts.extended import Copy
-from homeostat.parts.layers import Sample, call, tensors_in, untouched
+from homeostat.parts.layers import Sample, call, check_traceable, tensors_in, untouched
 from homeostat.parts.use import become_
 
 _TECHNIQUE = "absorb_dropout_scale_"
@@ -78,6 +78,9 @@ def absorb_dropout_scale_(model: nn.Module, sample: Sample, *, rtol: float = 1e-
           2: Dropout(0.25) removed
           3.weight: multiplied by 0.75
     """
+    check_traceable(_TECHNIQUE, model)
+    if isinstance(rtol, bool) or not isinstance(rtol, int | float) or not 0 < rtol < 1:
+        raise invalid(_TECHNIQUE, "rtol", "be a number above 0 and below 1", rtol)
     flow = record(model, sample)
     layers = {name: module for name, module in model.named_modules() if _scales(module)}
     if not layers:
@@ -183,7 +186,7 @@ def _through(node: Node, carried: dict[Value, float]) -> float:
         return factors[0]
     if name in _PRODUCTS:
         return float(torch.tensor(factors, dtype=torch.float64).prod())
-    if name in _QUOTIENTS and all(factor == 1 for factor in factors[1:]):
+    if name in _QUOTIENTS and all(factor == 1 for factor in factors[1:]) and not node.kwargs.get("rounding_mode"):
         return factors[0]
     constants = [argument for argument in node.args if isinstance(argument, int | float) and argument]
     if name in _ADDITIVE and len(set(factors)) == 1 and not (constants and len(factors) == 1):

@@ -71,7 +71,7 @@ class Tent(nn.Module):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise invalid("Tent", "steps", "be an integer of at least 1", steps)
         _check_prior("Tent", prior)
-        found, _ = collect_params(model, kinds)
+        found = list(_scales_and_shifts("Tent", model, kinds))
         self.model = model
         self.optimizer = torch.optim.Adam(found, lr=LEARNING_RATE) if optimizer is None else optimizer
         self.steps, self.episodic, self.prior = steps, episodic, prior
@@ -186,6 +186,7 @@ class BatchNormAdaptation(nn.Module):
     def __init__(self, model: nn.Module, prior: float = 0.0) -> None:
         super().__init__()
         _check_prior("BatchNormAdaptation", prior)
+        _check_model("BatchNormAdaptation", model)
         layers = batch_norms(model)
         if not layers:
             raise _no_layers("BatchNormAdaptation", ("batch",))
@@ -214,21 +215,7 @@ def collect_params(model: nn.Module, kinds: Sequence[str] = ("batch",)) -> tuple
         >>> collect_params(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))[1]
         ['1.weight', '1.bias']
     """
-    known = [kind for kind in NORMS if kind != "none"]
-    if isinstance(kinds, str):
-        raise invalid_type("collect_params", "kinds", "be a sequence of names", kinds, f"Pass ({kinds!r},).")
-    for kind in kinds:
-        if kind not in known:
-            raise unknown("collect_params", "kind", kind, known)
-    found: dict[nn.Parameter, str] = {}
-    for name, module in model.named_modules():
-        if norm_kind(module) in kinds:
-            for own in ("weight", "bias"):
-                parameter = module._parameters.get(own)
-                if parameter is not None:
-                    found.setdefault(parameter, f"{name}.{own}" if name else own)
-    if not found:
-        raise _no_layers("collect_params", kinds)
+    found = _scales_and_shifts("collect_params", model, kinds)
     return list(found), list(found.values())
 
 
@@ -246,7 +233,7 @@ def configure_model(model: nn.Module, kinds: Sequence[str] = ("batch",)) -> nn.M
         >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         ['1.weight', '1.bias']
     """
-    parameters, _ = collect_params(model, kinds)
+    parameters = _scales_and_shifts("configure_model", model, kinds)
     for module in model.modules():
         module.training = False
     for parameter in model.parameters():
@@ -272,6 +259,27 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The model's batch norm layers: torch's, homeostat's, and their subclasses."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _scales_and_shifts(where: str, model: nn.Module, kinds: Sequence[str]) -> dict[nn.Parameter, str]:
+    """What `collect_params` says, in `where`'s name."""
+    _check_model(where, model)
+    known = [kind for kind in NORMS if kind != "none"]
+    if isinstance(kinds, str):
+        raise invalid_type(where, "kinds", "be a sequence of names", kinds, f"Pass ({kinds!r},).")
+    for kind in kinds:
+        if kind not in known:
+            raise unknown(where, "kind", kind, known)
+    found: dict[nn.Parameter, str] = {}
+    for name, module in model.named_modules():
+        if norm_kind(module) in kinds:
+            for own in ("weight", "bias"):
+                parameter = module._parameters.get(own)
+                if parameter is not None:
+                    found.setdefault(parameter, f"{name}.{own}" if name else own)
+    if not found:
+        raise _no_layers(where, kinds)
+    return found
 
 
 @contextmanager
@@ -352,6 +360,11 @@ def _checked_parameters(optimizer: Any, known: Iterable[nn.Parameter]) -> list[n
         condition = "hold scales and shifts of the chosen normalization layers only"
         raise invalid("Tent", "optimizer", condition, f"parameters of shapes {strangers[:3]}", cure)
     return held
+
+
+def _check_model(where: str, model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise invalid_type(where, "model", "be a torch.nn.Module", model)
 
 
 def _check_prior(where: str, prior: float) -> None:

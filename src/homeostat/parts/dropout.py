@@ -116,8 +116,9 @@ def dropout_at(schedule: str, p: float, progress: float) -> float:
     if schedule not in SCHEDULES:
         raise unknown("dropout_at", "schedule", schedule, SCHEDULES)
     check_probability("dropout_at", p)
-    if not 0 <= progress <= 1:
-        raise invalid("dropout_at", "progress", "lie in [0, 1]", progress, "It is the part of training that is done.")
+    if isinstance(progress, bool) or not isinstance(progress, int | float) or not 0 <= progress <= 1:
+        cure = "It is the part of training that is done."
+        raise invalid("dropout_at", "progress", "be a number in [0, 1]", progress, cure)
     shares = {
         "constant": 1.0,
         "ramp": progress,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from homeostat import nn as fast
-from homeostat.errors import invalid, unknown
+from homeostat.errors import invalid, invalid_type, unknown
 from homeostat.nn.functional import dropout1d
 
 KINDS: tuple[str, ...] = ("element", "channel", "alpha", "gaussian")
@@ -106,6 +106,8 @@ def set_p_(model: nn.Module, p: float | Mapping[str, float]) -> list[str]:
         >>> set_p_(model, {"0": 0.0})
         ['0']
     """
+    if not isinstance(model, nn.Module):
+        raise invalid_type("set_p_", "model", "be a torch.nn.Module", model)
     layers = {name: module for name, module in model.named_modules() if drops(module)}
     wanted = dict(p) if isinstance(p, Mapping) else dict.fromkeys(layers, p)
     if not isinstance(p, Mapping):

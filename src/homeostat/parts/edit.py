@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from homeostat.errors import NoEffectWarning, invalid
+from homeostat.errors import NoEffectWarning, invalid, invalid_type
 from homeostat.parts.extended import Extended
 from homeostat.parts.layers import Layer, Sample, trace_layers
 
@@ -138,6 +138,9 @@ class Edit:
             optimizer: parameters of new modules join the group of the module they belong to; vanished ones leave.
             no_effect: why nothing changed, if nothing did; empty if the model is as asked for. It becomes a warning.
         """
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            where = self.technique.partition("(")[0]
+            raise invalid_type(where, "optimizer", "be a torch.optim.Optimizer or None", optimizer)
         if not self.lines:
             if no_effect:
                 text = f"{self.technique} changed nothing in {type(self.model).__name__}: {no_effect}"
@@ -195,7 +198,7 @@ class Edit:
 
 
 def places(model: nn.Module, *held: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) under which the model holds some modules: as a part, or in a plain attribute, list or dict."""
+    """Every (container, key) under which the model holds modules: as parts, or in plain attributes, lists or dicts."""
     sought = {id(each) for each in held}
     for module in model.modules():
         containers: list[Any] = [module._modules]

@@ -85,7 +85,8 @@ class MCDropout:
             raise unknown("mc_dropout", "kind", kind, KINDS)
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise invalid_type("mc_dropout", "seed", "be an integer or None", seed)
-        self.model, self.samples, self.seed, self.kind, self.also = model, samples, seed, kind, list(also)
+        self.model, self.samples, self.seed, self.kind = model, samples, seed, kind
+        self.also = [also] if isinstance(also, nn.Module) and not isinstance(also, Iterable) else list(also)
         strangers = [module for module in self.also if all(module is not own for own in model.modules())]
         if strangers:
             raise invalid("mc_dropout", "also", "hold modules of the model", strangers[0])
@@ -133,9 +134,9 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Iterable[nn.Module], average: str = "outputs") -> None:
         super().__init__()
-        members = list(models)
+        members = list(models) if isinstance(models, Iterable) else []
         if not members or not all(isinstance(member, nn.Module) for member in members):
-            raise invalid("Ensemble", "models", "be one or more torch.nn.Modules", members)
+            raise invalid("Ensemble", "models", "be one or more torch.nn.Modules", models)
         if average not in AVERAGES:
             raise unknown("Ensemble", "average", average, AVERAGES)
         self.models = nn.ModuleList(members)
@@ -177,6 +178,8 @@ def bootstrap(n: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise invalid("bootstrap", "n", "be a positive integer", n)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise invalid_type("bootstrap", "seed", "be an integer", seed)
     drawn = torch.randint(n, (n,), generator=seeds.torch_generator(seed, "bootstrap"))
     missed = torch.ones(n, dtype=torch.bool)
     missed[drawn] = False

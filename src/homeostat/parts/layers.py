@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from homeostat import seeds
 from homeostat.errors import invalid, invalid_type
+from homeostat.nn import functional as fast
 from homeostat.parts.dropout_layers import is_dropout
 from homeostat.parts.extended import Extended
 from homeostat.parts.norm import is_norm
@@ -57,6 +58,7 @@ SQUASHERS: tuple[type[nn.Module], ...] = (
 
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     **{getattr(F, name): "dropout" for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")},
+    **{getattr(fast, name): "dropout" for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")},
     **{getattr(F, f"{name}_norm"): "norm" for name in ("batch", "layer", "group", "instance", "rms")},
 }
 _WRAPPERS = {

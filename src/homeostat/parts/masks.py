@@ -1,6 +1,6 @@
 """Every mask that dropout can draw, one after another: the exact distribution of a small network's output.
 
-In evaluation mode torch's dropout functions and homeostat's layers pass their input on; there the masks are applied.
+In evaluation mode dropout functions, torch's and homeostat's, pass their input on; there the masks are applied.
 Examples do not share masks, so 2^n masks of one example's n units serve a whole batch. Not random.
 """
 
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from homeostat.errors import HomeostatError, NoEffectWarning, invalid, invalid_type
+from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning, invalid, invalid_type
+from homeostat.nn import functional as fast
 from homeostat.parts.layers import Sample, call, tensors_in
 from homeostat.parts.modes import (
     DROPPING_FUNCTIONS,
+    FAST_DROPPING_FUNCTIONS,
     drop_probability,
     dropout_arguments,
+    fast_dropout_call,
+    fast_dropout_probability,
     map_tensors,
     only_training,
     uncompiled,
@@ -32,9 +36,19 @@ from homeostat.parts.prediction import Prediction, summarize, tensor_in
 _WHERE = "enumerate_masks"
 _ELEMENTS_AT_ONCE = 1 << 22  # of the input, repeated for as many masks as fit
 _ALPHA = -1.7580993408473766  # what alpha dropout puts in the place of a dropped unit: -λα of SELU
-_UNBATCHED_BELOW = {F.dropout1d: 3, F.dropout3d: 5}  # with fewer dimensions torch reads (C, ...), without a batch
-_WHOLE_CHANNELS = (F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropout)
-_ALPHAS = (F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.feature_alpha_dropout)
+_UNBATCHED_BELOW = {F.dropout1d: 3, F.dropout3d: 5, fast.dropout1d: 3, fast.dropout3d: 5}
+"""With fewer dimensions they read (C, ...), without a batch."""
+_WHOLE_CHANNELS = {
+    *(F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropout),
+    *(torch.feature_dropout, torch.feature_alpha_dropout),
+    *(fast.dropout1d, fast.dropout2d, fast.dropout3d, fast.feature_alpha_dropout),
+}
+_ALPHAS = {
+    *(F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
+    *(fast.alpha_dropout, fast.feature_alpha_dropout),
+}
+_LISTED = FAST_DROPPING_FUNCTIONS & {*_WHOLE_CHANNELS, *_ALPHAS, fast.dropout, fast.drop_path}
+"""homeostat's functions whose masks can be listed."""
 
 
 @torch.no_grad()
@@ -46,7 +60,7 @@ def enumerate_masks(model: nn.Module, input: Sample, max_units: int = 16, *, kin
     layers with p = 0 or 1 have none. Everything but dropout is in evaluation mode; the model is left as it was.
 
     Args:
-        model: with dropout layers of torch or homeostat (not gaussian, not DropConnect), F.dropout or DropPath.
+        model: with dropout layers or functions of torch or homeostat (not gaussian, not DropConnect), or DropPath.
         input: what the model is called with, a tensor (N, ...), a tuple of arguments or a mapping of keywords.
         max_units: the largest n to allow.
         kind: classification, binary or regression; None: by the output's shape, see `prediction.summarize`.
@@ -64,6 +78,8 @@ def enumerate_masks(model: nn.Module, input: Sample, max_units: int = 16, *, kin
     """
     if not isinstance(model, nn.Module):
         raise invalid_type(_WHERE, "model", "be a torch.nn.Module", model)
+    if isinstance(max_units, bool) or not isinstance(max_units, int):
+        raise invalid_type(_WHERE, "max_units", "be an integer", max_units)
     examples = _examples(input)
     with uncompiled(model), only_training(model, ()), _watched(model, _Masks(examples)) as masks:
         _run(model, input, 1, masks, None)
@@ -108,22 +124,37 @@ class _Masks(TorchFunctionMode):
         self.copies = 1
         self.passed = 0
         self.used = 0
+        self.inside = 0
+        """How many layers that drop are running, one in the other."""
 
     def start(self, copies: int, keep: Tensor | None) -> None:
         """Begin a pass with `copies` copies of the batch, of which copy k has the mask keep[k]."""
-        self.copies, self.keep, self.passed, self.used = copies, keep, 0, 0
+        self.copies, self.keep, self.passed, self.used, self.inside = copies, keep, 0, 0, 0
         if keep is None:
             self.sites = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Apply a mask in the place of a dropout function; pass on everything else."""
-        if func not in DROPPING_FUNCTIONS:
-            return func(*args, **(kwargs or {}))
-        input, p, _ = dropout_arguments(args, kwargs or {})
-        if func in _UNBATCHED_BELOW and input.dim() < _UNBATCHED_BELOW[func]:
-            return self.drop(input, p, whole=1)
-        channels = func in _WHOLE_CHANNELS or func in (torch.feature_dropout, torch.feature_alpha_dropout)
-        return self.drop(input, p, whole=2 if channels else input.dim(), alpha=func in _ALPHAS)
+        kwargs, scale = kwargs or {}, None
+        if func in _LISTED:
+            given = fast_dropout_call(func, args, kwargs)
+            input, p = given.arguments["input"], fast_dropout_probability(given)
+            if given.arguments.get("mode") == "scaled" or not given.arguments.get("scale_by_keep", True):
+                scale = 1.0
+        elif func in DROPPING_FUNCTIONS:
+            input, p, _ = dropout_arguments(args, kwargs)
+        elif (
+            func in FAST_DROPPING_FUNCTIONS
+            and not self.inside
+            and fast_dropout_probability(fast_dropout_call(func, args, kwargs))
+        ):
+            raise _unlisted(func.__name__)
+        else:
+            return func(*args, **kwargs)
+        whole = 2 if func in _WHOLE_CHANNELS else input.dim()
+        if func is fast.drop_path or input.dim() < _UNBATCHED_BELOW.get(func, 0):
+            whole = 1
+        return self.drop(input, p, whole, func in _ALPHAS, scale)
 
     def drop(self, input: Tensor, p: float, whole: int, alpha: bool = False, scale: float | None = None) -> Tensor:
         """The input with a mask over its first `whole` dimensions, of which the first is that of examples."""
@@ -154,7 +185,7 @@ class _Masks(TorchFunctionMode):
 
 @contextmanager
 def _watched(model: nn.Module, masks: _Masks) -> Iterator[_Masks]:
-    """Hooks on every layer that drops: homeostat's get their masks there; all must have got one when they return."""
+    """Hooks on every layer that drops: all must have got a mask when they return."""
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if drop_probability(module) > 0:
@@ -174,31 +205,29 @@ class _Before:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         self.passed = self.masks.passed
+        self.masks.inside += 1
 
 
 class _After:
-    """A hook that drops from the output of a layer that does not use torch's functions."""
+    """A hook that drops from the output of a stochastic depth of others, and refuses what else calls no function."""
 
     def __init__(self, masks: _Masks, name: str, before: _Before) -> None:
         self.masks, self.name, self.before = masks, name, before
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        self.masks.inside -= 1
         if self.masks.passed > self.before.passed:
             return None
         p = drop_probability(module)
         if type(module).__name__ == "DropPath":
             scale = 1 / (1 - p) if p < 1 and getattr(module, "scale_by_keep", True) else 1.0
             return self.masks.drop(output, p, whole=1, scale=scale)
-        if type(module).__module__.startswith("homeostat.nn"):
-            if isinstance(module, nn.Dropout | nn.AlphaDropout):
-                return self.masks.drop(output, p, output.dim(), alpha=isinstance(module, nn.AlphaDropout))
-            if isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.FeatureAlphaDropout):
-                needed = 3 if isinstance(module, nn.Dropout1d) else 5 if isinstance(module, nn.Dropout3d) else 0
-                whole = 1 if output.dim() < needed else 2
-                return self.masks.drop(output, p, whole, alpha=isinstance(module, nn.FeatureAlphaDropout))
-        cure = "Sample it with mc_dropout."
-        shown = f"{self.name!r} ({type(module).__name__})"
-        raise invalid(_WHERE, "model", "hold only dropout whose masks can be listed", shown, cure)
+        raise _unlisted(f"{self.name!r} ({type(module).__name__})")
+
+
+def _unlisted(what: str) -> InvalidValue:
+    condition = "hold only dropout whose masks can be listed"
+    return invalid(_WHERE, "model", condition, what, "Sample it with mc_dropout.")
 
 
 def _run(model: nn.Module, input: Sample, copies: int, masks: _Masks, keep: Tensor | None) -> Any:

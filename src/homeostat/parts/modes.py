@@ -6,6 +6,7 @@ dropout, and nests of tensors as data loaders give them. Not random.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from homeostat.nn import functional as fast
+
 DROPPING_FUNCTIONS: dict[Callable[..., Any], str] = {
     **{getattr(F, name): "training" for name in ("dropout", "dropout1d", "dropout2d", "dropout3d")},
     **{getattr(F, name): "training" for name in ("alpha_dropout", "feature_alpha_dropout")},
@@ -24,6 +27,15 @@ DROPPING_FUNCTIONS: dict[Callable[..., Any], str] = {
     **{getattr(torch, name): "train" for name in ("alpha_dropout", "feature_alpha_dropout")},
 }
 """torch's dropout functions, (input, p, training, ...), and how each calls its third argument."""
+
+FAST_DROPPING_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        *(fast.dropout, fast.dropout1d, fast.dropout2d, fast.dropout3d, fast.drop_path),
+        *(fast.alpha_dropout, fast.feature_alpha_dropout, fast.gaussian_dropout),
+        *(fast.drop_connect_linear, fast.drop_connect_conv1d, fast.drop_connect_conv2d, fast.drop_connect_conv3d),
+    }
+)
+"""homeostat's, which have an argument `training` and one of `p` and `drop_prob`."""
 
 _DROPS_BY_NAME = re.compile("drop_?(out|path|connect|block)|stochastic_?depth", re.IGNORECASE)
 _PROBABILITIES = ("p", "drop_prob", "dropout", "drop_rate")
@@ -69,7 +81,7 @@ def only_training(model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[Non
 def dropping(model: nn.Module, layers: Iterable[nn.Module] = ()) -> Iterator[DropoutCalls]:
     """Evaluation mode, but everything that drops does so, and `layers` are in training mode too.
 
-    Gives the watch over torch's dropout functions: `nn` layers and `F.dropout(x, p, self.training)` alike.
+    Gives the watch over dropout functions: `nn` layers and `F.dropout(x, p, self.training)` alike.
     """
     drops = [module for module in model.modules() if drop_probability(module) > 0]
     with only_training(model, [*drops, *layers]), DropoutCalls() as calls:
@@ -77,7 +89,7 @@ def dropping(model: nn.Module, layers: Iterable[nn.Module] = ()) -> Iterator[Dro
 
 
 class DropoutCalls(TorchFunctionMode):
-    """While it is on, torch's dropout functions drop whatever mode they are told, if their p is above 0.
+    """While it is on, torch's and homeostat's dropout functions drop whatever mode they are told, if p is above 0.
 
     Being a torch function mode, it also closes the fused paths of torch's encoder layers, which would drop nothing.
     """
@@ -90,6 +102,12 @@ class DropoutCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Switch a dropout function to training; pass on everything else."""
         kwargs = kwargs or {}
+        if func in FAST_DROPPING_FUNCTIONS:
+            call = fast_dropout_call(func, args, kwargs)
+            if fast_dropout_probability(call):
+                self.count += 1
+                call.arguments["training"] = True
+            return func(*call.args, **call.kwargs)
         if func not in DROPPING_FUNCTIONS:
             return func(*args, **kwargs)
         input, p, rest = dropout_arguments(args, kwargs)
@@ -104,6 +122,19 @@ def dropout_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple
     named = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | dict(kwargs)
     rest = {"inplace": named["inplace"]} if "inplace" in named else {}
     return named["input"], named.get("p", 0.5), rest
+
+
+def fast_dropout_call(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+    """The arguments of a call of one of homeostat's dropout functions, by name and with those that were not given."""
+    call = inspect.signature(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    return call
+
+
+def fast_dropout_probability(call: inspect.BoundArguments) -> float:
+    """The probability of dropping in such a call."""
+    p: float = call.arguments["p" if "p" in call.arguments else "drop_prob"]
+    return p
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:

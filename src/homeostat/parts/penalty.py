@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def l2_penalty(parameters: Parameters) -> Tensor:
 def elastic_net_penalty(parameters: Parameters, l1: float, l2: float) -> Tensor:
     """l1 · Σ|w| + l2 · ½Σw², differentiable; its gradient is l1 · sign(w) + l2 · w.
 
-    The lectures write β w² + |w|: that is l1 = 1, l2 = 2β, and the whole times λ.
+    Also written λ (β w² + |w|): that is l1 = λ and l2 = 2βλ.
 
     Args:
         parameters: one tensor or several; one that comes twice counts once.
@@ -89,7 +90,9 @@ def penalty_by_layer(model: nn.Module, penalty: Callable[[Parameters], Tensor] =
         >>> {name: value.item() for name, value in penalty_by_layer(layers, l1_penalty).items()}
         {'0': 6.0, '2': 3.0}
     """
-    reached = {id(parameter) for parameter in split_parameters(model)[0]}
+    if not callable(penalty):
+        raise invalid_type("penalty_by_layer", "penalty", "be a function such as l1_penalty", penalty)
+    reached = {id(parameter) for parameter in _split("penalty_by_layer", model, ())[0]}
     layers: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) in reached:
@@ -142,6 +145,8 @@ def decay_weights_(parameters: Parameters, factor: float) -> None:
         >>> weight
         tensor([ 1.9000, -3.8000])
     """
+    if not isinstance(factor, Real | Tensor):
+        raise invalid_type("decay_weights_", "factor", "be a number", factor)
     if not 0 <= factor <= 1:
         cure = "It is 1 - lr * weight_decay; a product above 1 would turn the weights' signs."
         raise invalid("decay_weights_", "factor", "lie in [0, 1]", factor, cure)
@@ -193,7 +198,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
         >>> [tuple(weight.shape) for weight in decayed], len(exempt)
         ([(4, 3)], 3)
     """
-    return _split(model, ())
+    return _split("split_parameters", model, ())
 
 
 def param_groups_weight_decay(
@@ -205,16 +210,22 @@ def param_groups_weight_decay(
         model: its trainable parameters are split as by `split_parameters`.
         weight_decay: that of the second group; >= 0.
         no_weight_decay_list: names of more parameters to exempt; shell patterns such as "embed*" match too. Of a
-            shared parameter any name will do.
-    Raises: InvalidValue if weight_decay is negative or not finite.
-    Source: `timm.optim.param_groups_weight_decay`, same name, arguments and order.
+            shared parameter any name will do, and a name that the model does not have is passed over, as in timm.
+    Raises: InvalidValue or InvalidType if an argument cannot be used.
+    Source: `timm.optim.param_groups_weight_decay`, same name, arguments and order. timm goes by dimensions and the
+        ending ".bias" alone: it lets normalization scales and biases of two and more dimensions decay.
     Example:
         >>> groups = param_groups_weight_decay(nn.Linear(3, 4), 0.05)
         >>> [(group["weight_decay"], len(group["params"])) for group in groups]
         [(0.0, 1), (0.05, 1)]
     """
     _check_factors("param_groups_weight_decay", weight_decay=weight_decay)
-    decayed, exempt = _split(model, no_weight_decay_list)
+    if isinstance(no_weight_decay_list, str):
+        cure = f"Pass [{no_weight_decay_list!r}]."
+        raise invalid_type(
+            "param_groups_weight_decay", "no_weight_decay_list", "be a list of names", no_weight_decay_list, cure
+        )
+    decayed, exempt = _split("param_groups_weight_decay", model, no_weight_decay_list)
     return [{"params": exempt, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
@@ -245,7 +256,12 @@ def with_gradients(parameters: Parameters, where: str) -> tuple[list[Tensor], li
     return weights, gradients
 
 
-def _split(model: nn.Module, exempt_names: Collection[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def _split(
+    where: str, model: nn.Module, exempt_names: Collection[str]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    if not isinstance(model, nn.Module):
+        cure = "Parameters do not say which layer they belong to: pass the model itself."
+        raise invalid_type(where, "model", "be a torch.nn.Module", model, cure)
     decays: dict[nn.Parameter, bool] = {}
     listed: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
@@ -262,6 +278,8 @@ def _split(model: nn.Module, exempt_names: Collection[str]) -> tuple[list[nn.Par
 
 def _check_factors(where: str, **values: float) -> None:
     for name, value in values.items():
+        if not isinstance(value, Real | Tensor):
+            raise invalid_type(where, name, "be a number", value)
         if not (math.isfinite(value) and value >= 0):
             raise invalid(where, name, "be finite and at least 0", value)
 

@@ -77,7 +77,7 @@ def update_statistics_(
         >>> model[0].running_mean, model[0].running_var
         (tensor([4.]), tensor([2.]))
     """
-    _check(model, loader, num_batches, estimator)
+    _check(model, loader, num_batches, estimator, seed)
     estimates = _estimates(model, pooled=estimator == "pooled")
     run = forward or (lambda batch: call_on_batch(model, batch))
     target = device_of(model) if device is None else torch.device(device)
@@ -224,7 +224,7 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return found
 
 
-def _check(model: nn.Module, loader: Any, num_batches: int | None, estimator: str) -> None:
+def _check(model: nn.Module, loader: Any, num_batches: int | None, estimator: str, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise invalid_type(_WHERE, "model", "be a torch.nn.Module", model, "The model comes first, then the loader.")
     if isinstance(loader, Tensor | Mapping | str) or not hasattr(loader, "__iter__"):
@@ -234,5 +234,7 @@ def _check(model: nn.Module, loader: Any, num_batches: int | None, estimator: st
         raise invalid_type(_WHERE, "num_batches", "be an integer or None", num_batches)
     if num_batches is not None and num_batches < 1:
         raise invalid(_WHERE, "num_batches", "be at least 1", num_batches)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise invalid_type(_WHERE, "seed", "be an integer", seed)
     if estimator not in ESTIMATORS:
         raise unknown(_WHERE, "estimator", estimator, ESTIMATORS)

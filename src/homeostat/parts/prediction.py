@@ -67,6 +67,8 @@ def summarize(outputs: Tensor, kind: str | None = None, weights: Tensor | None =
         wide = wide.softmax(2)
     elif kind == "binary":
         wide = wide.sigmoid()
+    if weights is not None and weights.shape != (len(outputs),):
+        raise invalid("summarize", "weights", f"have the shape ({len(outputs)},), one for each output", weights)
     exact = weights is not None
     share = torch.full((len(wide),), 1 / len(wide)) if weights is None else weights
     share = share.to(wide)

@@ -64,7 +64,7 @@ def load_task(spec: str | os.PathLike[str], *, target: str | None = None, seed: 
 
 
 def digits(seed: int = 0) -> Task:
-    """Handwritten digits, 1,797 images of 8×8 pixels, ten classes; embedded in scikit-learn, where a pixel lies in 0..16."""
+    """Handwritten digits, 1,797 images of 8×8 pixels, ten classes; embedded in scikit-learn, there in 0..16."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

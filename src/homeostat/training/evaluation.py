@@ -5,7 +5,6 @@ Random, where it is, through streams of the seed.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +19,7 @@ from homeostat.parts.adapt import BatchNormAdaptation, Tent, batch_norms
 from homeostat.parts.ensemble import mc_dropout
 from homeostat.parts.prediction import mean_outputs
 from homeostat.training.recipe import Recipe
+from homeostat.training.sources import Source
 from homeostat.training.task import Task
 
 _BATCH = 128  # examples; large enough to amortize a forward pass, small enough to stay in the caches
@@ -37,6 +37,9 @@ class Evaluation:
         if recipe.adapt == "tent" and task.loss != "cross_entropy":
             cure = f"This task's loss is {task.loss_name}, and Tent lowers the entropy of predicted classes. Use bn."
             raise invalid("Recipe", "adapt", "not be tent unless the loss is cross_entropy", recipe.adapt, cure)
+        if recipe.adapt != "none" and any(_is_single(source) for source in (task.valid, task.test)):
+            cure = "It looks at several examples at once, and one of these splits holds a single one."
+            raise invalid("Recipe", "adapt", "be none for this validation and test split", recipe.adapt, cure)
         self.task = task
         self.recipe = recipe
         self.seed = seed
@@ -52,33 +55,35 @@ class Evaluation:
         """Loss and metric of the network as it is, in evaluation mode and in the split's own order."""
         network.eval()
         with torch.no_grad():
-            return self._measured(network, split, shuffle=False)
+            return self._measured(network, split)
 
     def measure_finally(self, model: nn.Module, split: str) -> dict[str, float]:
         """Loss and metric with what the recipe does at prediction time; the model stays as it is.
 
         Adapting looks at several examples at once, so the split is shuffled then: sorted by class, batches would
-        mislead it.
+        mislead it. A batch of one joins another.
         """
         recipe = self.recipe
         model.eval()
         if recipe.adapt != "none" and split != "train":
-            return self._measured_adapting(copy.deepcopy(model), split)
+            return self._measured_adapting(model, split)
         with torch.no_grad():
             if recipe.mc_samples and split != "train":
-                return self._measured(self._averaged(model), split, shuffle=False)
-            return self._measured(model, split, shuffle=False)
+                return self._measured(self._averaged(model), split)
+            return self._measured(model, split)
 
     def _measured_adapting(self, model: nn.Module, split: str) -> dict[str, float]:
-        if not batch_norms(model):
-            text = f"adapt={self.recipe.adapt!r} found no batch normalization: predictions are the model's own."
+        missing = lacks_adaptable(model, self.recipe.adapt)
+        if missing:
+            text = f"adapt={self.recipe.adapt!r} found {missing}: predictions are the model's own."
             warnings.warn(text, NoEffectWarning, stacklevel=4)
             with torch.no_grad():
-                return self._measured(model, split, shuffle=False)
+                return self._measured(model, split)
         if self.recipe.adapt == "tent":
-            return self._measured(Tent(model), split, shuffle=True)
+            with Tent(model) as adapted:
+                return self._measured(adapted, split, adapting=True)
         with torch.no_grad():
-            return self._measured(BatchNormAdaptation(model), split, shuffle=True)
+            return self._measured(BatchNormAdaptation(model), split, adapting=True)
 
     @property
     def changes_predictions(self) -> bool:
@@ -102,11 +107,12 @@ class Evaluation:
             return nullcontext()
         return torch.autocast(self.device.type, _DTYPES[self.recipe.precision])
 
-    def _measured(self, predict: Predict, split: str, shuffle: bool) -> dict[str, float]:
+    def _measured(self, predict: Predict, split: str, adapting: bool = False) -> dict[str, float]:
         criterion = self.task.loss_function()
         losses, outputs, targets = [], [], []
+        batches = self.batches(split, 0, _BATCH, shuffle=adapting)
         with seeds.isolated(self.seed, "evaluate", split):
-            for input, target in self.batches(split, 0, _BATCH, shuffle):
+            for input, target in _in_company(batches) if adapting else batches:
                 with self.precision():
                     output = predict(self.task.prepare(input))
                 outputs.append(output.detach().float())
@@ -119,3 +125,41 @@ class Evaluation:
         kind = {"cross_entropy": "classification", "bce_with_logits": "binary"}.get(self.task.loss_name, "regression")
         predictor = mc_dropout(model, self.recipe.mc_samples, seed=self.seed, kind="regression")
         return lambda input: mean_outputs(predictor(input).samples, kind)
+
+
+def lacks_adaptable(model: nn.Module, adapt: str) -> str:
+    """What a model lacks for a way of adapting to act on; nothing where it lacks nothing."""
+    layers = batch_norms(model)
+    if not layers:
+        return "no batch normalization"
+    scaled = any(layer._parameters.get(name) is not None for layer in layers for name in ("weight", "bias"))
+    return "" if adapt != "tent" or scaled else "no batch normalization with a scale or shift to learn"
+
+
+def _in_company(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same examples in batches of at least two: a single one joins the batch behind it, the last the one before."""
+    held: tuple[Tensor, Tensor] | None = None
+    single: tuple[Tensor, Tensor] | None = None
+    for batch in batches:
+        joined = batch if single is None else _joined(single, batch)
+        if len(joined[1]) == 1:
+            single = joined
+            continue
+        if held is not None:
+            yield held
+        held, single = joined, None
+    if single is not None:
+        held = single if held is None else _joined(held, single)
+    if held is not None:
+        yield held
+
+
+def _joined(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+
+
+def _is_single(source: Source) -> bool:
+    try:
+        return len(source) == 1
+    except TypeError:  # a stream
+        return False

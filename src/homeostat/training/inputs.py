@@ -21,7 +21,8 @@ from homeostat.training.sources import TensorSource
 from homeostat.training.task import Task
 
 _CHUNK = 256  # images that are corrupted at a time
-_corrupted: weakref.WeakKeyDictionary[Task, tuple[str, Task]] = weakref.WeakKeyDictionary()
+_KEPT = 1 << 28  # bytes of corrupted images that are kept per task: the next trial of a study may want them again
+_corrupted: weakref.WeakKeyDictionary[Task, dict[str, Task]] = weakref.WeakKeyDictionary()
 
 
 class Inputs:
@@ -43,14 +44,19 @@ class Inputs:
         self.device = device
         self.table: Tensor | None = None
 
-    def for_training(self, input: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The batch prepared and augmented, uint8 images in one pass; mixed class numbers become (N, classes)."""
+    def for_training(
+        self, input: Tensor, target: Tensor, generator: torch.Generator, mixing: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The batch prepared and augmented, uint8 images in one pass; mixed class numbers become (N, classes).
+
+        Augmenting draws from `generator`, mixing from `mixing`, so that neither changes what the other does.
+        """
         input = self._augmented(input, generator)
         if self.recipe.mix == "none":
             return input, target
         mix = mixup if self.recipe.mix == "mixup" else cutmix
         classes = self.task.outputs if self.task.loss == "cross_entropy" else None
-        return mix(input, target, self.recipe.mix_alpha, num_classes=classes, generator=generator)
+        return mix(input, target, self.recipe.mix_alpha, num_classes=classes, generator=mixing)
 
     def _augmented(self, input: Tensor, generator: torch.Generator) -> Tensor:
         if self.augment is None:
@@ -65,17 +71,18 @@ class Inputs:
 def corrupted(task: Task, corruption: str) -> Task:
     """The task with corrupted validation and test images, `corruption` as in the recipe: "fog:3" is fog of severity 3.
 
-    What becomes of an image depends on the task's seed and the image's place in its split alone. The newest corruption
-    of a task is kept, since a worker's next trial may want it too.
+    What becomes of an image depends on the task's seed and the image's place in its split alone. The corruptions of a
+    task that were used last are kept, since a worker's next trials may want them too.
 
     Raises: InvalidValue unless both splits are images held as a uint8 tensor.
     """
     if corruption == "none":
         return task
     check_corruption(task, corruption)
-    known = _corrupted.get(task)
-    if known is not None and known[0] == corruption:
-        return known[1]
+    kept = _corrupted.setdefault(task, {})
+    if corruption in kept:
+        kept[corruption] = kept.pop(corruption)  # the last one used is the last in line
+        return kept[corruption]
     name, _, severity = corruption.partition(":")
     splits = [_corrupted_split(task, split, name, int(severity)) for split in ("valid", "test")]
     other = copy.copy(task)
@@ -83,7 +90,9 @@ def corrupted(task: Task, corruption: str) -> Task:
     # from the training split, which stays: measured once, on the original
     other.__dict__["standardization"] = task.standardization
     other.__dict__.pop("fingerprint", None)
-    _corrupted[task] = (corruption, other)
+    kept[corruption] = other
+    while len(kept) > 1 and sum(map(_bytes, kept.values())) > _KEPT:
+        del kept[next(iter(kept))]
     return other
 
 
@@ -107,3 +116,7 @@ def _corrupted_split(task: Task, split: str, name: str, severity: int) -> Tensor
         for index, images in enumerate(source.x.split(_CHUNK))
     ]
     return TensorSource(torch.cat(pieces), source.y)
+
+
+def _bytes(task: Task) -> int:
+    return sum(source.x.nbytes for source in (task.valid, task.test) if isinstance(source, TensorSource))

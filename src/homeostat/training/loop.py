@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from homeostat import seeds
-from homeostat.errors import invalid
+from homeostat.errors import NoEffectWarning, invalid
 from homeostat.parts.dropout import dropout_at, drops
 from homeostat.parts.population import update_statistics_
 from homeostat.parts.stopping import GL, PQ, UP, EarlyStopping, Rule
 from homeostat.parts.stopping.weights import Weights
 from homeostat.training.checkpoint import Checkpoints
 from homeostat.training.evaluation import Evaluation
+from homeostat.training.idle import idle_settings
 from homeostat.training.inputs import Inputs, corrupted
-from homeostat.training.models import build_model
+from homeostat.training.models import build_model, is_built_in
 from homeostat.training.recipe import Recipe
 from homeostat.training.sources import Source
 from homeostat.training.task import Task
 from homeostat.training.update import Update
 
 _SPLITS = ("train", "valid", "test")
+_TOLD_LATER = ("adapt", "bn_statistics", "mc_samples")  # the parts themselves say so when they find nothing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,16 +90,17 @@ def fit(
     run = _Run(task, recipe, seed, model, _device(device))
     if checkpoints is not None:
         run.resume(checkpoints)
-    with run.keeping_best():
-        while not run.stopped:
-            started = time.perf_counter()
-            row = {"epoch": float(run.epoch), **run.train_epoch(), **run.evaluation.measure(run.network, "valid")}
-            run.finish_epoch({**row, "seconds": time.perf_counter() - started})
-            if checkpoints is not None:
-                run.save(checkpoints)
-            if on_epoch is not None:
-                on_epoch(run.history[-1])
-    return run.result()
+    with run.keeping_rates():
+        with run.keeping_best():
+            while not run.stopped:
+                started = time.perf_counter()
+                row = {"epoch": float(run.epoch), **run.train_epoch(), **run.evaluation.measure(run.network, "valid")}
+                run.finish_epoch({**row, "seconds": time.perf_counter() - started})
+                if checkpoints is not None:
+                    run.save(checkpoints)
+                if on_epoch is not None:
+                    on_epoch(run.history[-1])
+        return run.result()
 
 
 @dataclass(eq=False)
@@ -125,20 +129,24 @@ class _Run:
         self.stopping = _early_stopping(recipe, self.task)
         self.droppers: list[Any] = [module for module in self.model.modules() if drops(module)]
         self.rates: list[float] = [module.p for module in self.droppers]
+        built_in = self.given is None and is_built_in(self.task, recipe)
+        for name, reason in idle_settings(recipe, self.model, built_in).items():
+            if name not in _TOLD_LATER:
+                warnings.warn(f"{name} has no effect: {reason}.", NoEffectWarning, stacklevel=4)
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training split; the mean loss and the metric as the batches went by."""
         self.model.train()
-        self.schedule_dropout()
+        self.schedule_dropout(self.epoch)
         losses, outputs, targets = [], [], []
-        generator = seeds.torch_generator(self.seed, "augment", self.epoch)
+        generator, mixing = (seeds.torch_generator(self.seed, purpose, self.epoch) for purpose in ("augment", "mix"))
         batches = self.evaluation.batches("train", self.epoch, self.recipe.batch_size, shuffle=True)
         # Masks, and whatever a user's dataset or model draws, come from torch's global generator.
         with seeds.isolated(self.seed, "epoch", self.epoch):
             for step, (input, target) in enumerate(batches):
-                x, y = self.inputs.for_training(input, target, generator)
+                x, y = self.inputs.for_training(input, target, generator, mixing)
                 with self.evaluation.precision():
                     output = self.network(x)
                     loss = self.criterion(output, y)
@@ -148,13 +156,22 @@ class _Run:
                 targets.append(target)
         return self.evaluation.summarize("train", losses, outputs, targets)
 
-    def schedule_dropout(self) -> None:
-        """Give every dropout layer this epoch's probability."""
+    def schedule_dropout(self, epoch: int) -> None:
+        """Give every dropout layer the probability of an epoch."""
         if self.recipe.dropout_schedule == "constant":
             return
-        progress = self.epoch / max(1, self.recipe.epochs - 1)
+        progress = epoch / max(1, self.recipe.epochs - 1)
         for module, p in zip(self.droppers, self.rates, strict=True):
             module.p = dropout_at(self.recipe.dropout_schedule, p, progress)
+
+    @contextmanager
+    def keeping_rates(self) -> Iterator[None]:
+        """A block that ends with the dropout layers' own probabilities, which a schedule changes; however it ends."""
+        try:
+            yield
+        finally:
+            for module, p in zip(self.droppers, self.rates, strict=True):
+                module.p = p
 
     def finish_epoch(self, row: dict[str, float]) -> None:
         """Take the epoch into the history, remember the best weights, and decide whether to go on."""
@@ -180,6 +197,8 @@ class _Run:
         """The measured fit; what a diverged net without earlier weights would predict is not a measurement."""
         restored = self.stopping.best_weights is not None
         lost = self.stopped == "diverged" and not restored
+        best = self.stopping.best_epoch if restored else None
+        self.schedule_dropout(self.epoch - 1 if best is None else best)  # what these weights were trained with
         estimated = not lost and self.estimate_statistics()
         self.model.eval()
         metrics: dict[str, float] = {}

@@ -198,26 +198,31 @@ def build_model(task: Task, recipe: Recipe, seed: int) -> nn.Module:
     `seed` and the layers alone. A part that changes nothing warns with `NoEffectWarning`.
     Raises: InvalidValue if a part cannot apply to this model.
     """
-    own = recipe.model is None and task.model is not None
     with seeds.isolated(seed, "weights"):
-        model = _own_model(task, recipe) if own else _built_in(task, recipe)
+        model = _built_in(task, recipe) if is_built_in(task, recipe) else _own_model(task, recipe)
     if recipe.init != "keep":
         activation = "relu" if recipe.activation == "keep" else recipe.activation
         generator = seeds.torch_generator(seed, "init")
         sample = task.sample(_SAMPLE)[0] if recipe.init in init.AWARE or recipe.residual is not None else None
-        done = init.initialize_(
-            model,
-            recipe.init,
-            sample=sample,
-            generator=generator,
-            activation=activation,
-            residual=recipe.residual,
-        )
+        with seeds.isolated(seed, "init", "run"):  # a user's own module may draw while it runs
+            done = init.initialize_(
+                model,
+                recipe.init,
+                sample=sample,
+                generator=generator,
+                activation=activation,
+                residual=recipe.residual,
+            )
         if not done:
             warnings.warn(f"init={recipe.init!r} found no layer to initialize.", NoEffectWarning, stacklevel=2)
     # Convolutions run about twice as fast in channels_last on CPUs, and their batches arrive in it.
     images = len(task.input_shape) == 3
     return cast("Any", model).to(memory_format=torch.channels_last) if images else model
+
+
+def is_built_in(task: Task, recipe: Recipe) -> bool:
+    """Whether the model is one of those here, and not the task's own."""
+    return recipe.model is not None or task.model is None
 
 
 def _built_in(task: Task, recipe: Recipe) -> nn.Module:

@@ -19,10 +19,11 @@ from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning, inva
 from homeostat.training.cache import open_task, storable, store_task
 from homeostat.training.datasets import load_task
 from homeostat.training.evaluation import Evaluation
+from homeostat.training.idle import IdleFactors, idle_settings
 from homeostat.training.inputs import Inputs, check_corruption
 from homeostat.training.loop import fit
 from homeostat.training.metrics import Goal
-from homeostat.training.models import build_model
+from homeostat.training.models import build_model, is_built_in
 from homeostat.training.recipe import Recipe
 from homeostat.training.sources import TensorSource
 from homeostat.training.task import Task
@@ -108,20 +109,25 @@ class Objective:
     def check(self, treatments: Iterable[Mapping[str, Any]]) -> None:
         """Try every treatment for one batch, forward, loss, metric and backward, before a study spends time on any.
 
-        Raises: InvalidValue naming the first treatment that cannot be trained, and why, with the user's own frames.
+        Raises: InvalidValue naming the first treatment that cannot be trained, and why, with the user's own frames; or
+            a factor that has no effect in any treatment.
         """
+        factors = IdleFactors()
         for config in treatments:
             try:
+                recipe = self.recipe.varied(config)
                 with seeds.isolated(0, "check"):
-                    self._check_one(self.recipe.varied(config))
+                    factors.add(config, recipe, self._check_one(recipe))
             except HomeostatError as error:
                 raise InvalidValue(f"{_said(config)}: {error}") from None
             except Exception as error:  # whatever a user's model may raise
                 raise InvalidValue(
                     f"{_said(config)}: the model does not run on a batch of this task:{_reason(error)}"
                 ) from error
+        factors.check()
 
-    def _check_one(self, recipe: Recipe) -> None:
+    def _check_one(self, recipe: Recipe) -> dict[str, str]:
+        """Try a recipe; which of its settings have no effect, and why."""
         if recipe.compile:
             _check_compiler()
         with warnings.catch_warnings():
@@ -131,7 +137,9 @@ class Objective:
         cpu = torch.device("cpu")
         inputs = Inputs(self.task, recipe, cpu)
         Evaluation(self.task, recipe, 0, cpu)
-        input, wanted = inputs.for_training(input, target, seeds.torch_generator(0, "check"))
+        input, wanted = inputs.for_training(
+            input, target, *(seeds.torch_generator(0, "check", name) for name in ("augment", "mix"))
+        )
         check_corruption(self.task, recipe.corruption)
         model.train()
         output = model(input)
@@ -149,6 +157,7 @@ class Objective:
             raise InvalidValue("the loss does not depend on any trainable parameter. Is a detach() or no_grad() there?")
         self._check_metric(model, output.detach().float(), target)
         loss.backward()
+        return idle_settings(recipe, model, built_in=is_built_in(self.task, recipe))
 
     def _check_logits(self, output: torch.Tensor) -> None:
         """One logit per class, for those too that the batch lacks; where their number costs no reading of all data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -103,7 +104,9 @@ class Update:
         if recipe.clip_adaptive is not None:
             adaptive_clip_grad_(self.parameters, recipe.clip_adaptive)
         if recipe.clip_norm is not None:
-            self.largest_norm = max(self.largest_norm, float(clip_grad_norm_(self.parameters, recipe.clip_norm)))
+            norm = float(clip_grad_norm_(self.parameters, recipe.clip_norm))
+            if math.isfinite(norm):  # others cannot be clipped; with float16 the first steps may have them
+                self.largest_norm = max(self.largest_norm, norm)
 
 
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -247,4 +247,4 @@ def _masked(input: Tensor, stream: Tensor, p: float, dims: int, offset: int, bac
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=4)  # past overridable's frame

@@ -16,7 +16,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def overridable(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
-    """Make a function of a tensor `input` one that torch function modes, subclasses of Tensor and torch.fx can take over.
+    """Let torch function modes, subclasses of Tensor and torch.fx take over a function whose first argument is `input`.
 
     Without it they would see what it calls, and in evaluation, where it calls nothing, not even that it was there.
 
@@ -29,8 +29,10 @@ def overridable(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Te
         >>> @overridable
         ... def unchanged(input):
         ...     return input
+        >>> x = torch.tensor(1.0)
         >>> with Negated():
-        ...     unchanged(torch.tensor(1.0))
+        ...     y = unchanged(x)
+        >>> y
         tensor(-1.)
     """
 

@@ -197,6 +197,7 @@ def _absorb(step: Step, slot: Slot | None) -> None:
     old = layer.weight.held()
     held = None if slot is None else slot.tensor
     scale, shift = per_channel(norm.scale, step.channels, 1.0), per_channel(norm.shift, step.channels, 0.0)
+    shift = shift / step.factor if step.behind else shift * step.factor
     absorb = absorb_behind if step.behind else absorb_before
     bias = None if held is None else held.to("cpu", torch.float64)
     new_weight, new_bias = absorb(layer, old.to("cpu", torch.float64), bias, scale, shift)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from homeostat.nn import functional as fast
 from homeostat.nn.batchnorm import _BatchNorm as _FastBatchNorm
 from homeostat.parts.dataflow import Dataflow, Node, Value
 from homeostat.parts.norm import LastAxisBatchNorm, norm_kind
@@ -26,9 +27,10 @@ WEIGHTED: dict[Any, tuple[str, int]] = {
 """The functions of torch that have weights to fold into, with their kind and the number of spatial dimensions."""
 BATCH_NORMS = {
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias"),
+    fast.batch_norm: ("input", "running_mean", "running_var", "weight", "bias"),
     torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var"),
 }
-"""The functions of torch that normalize over the batch, with the order of their arguments."""
+"""The functions that normalize over the batch, with the order of their arguments."""
 _READS_OWN_BIAS = {
     getattr(nn, name).forward
     for name in ("Linear", *(f"{kind}{d}d" for kind in ("Conv", "ConvTranspose") for d in (1, 2, 3)))
@@ -142,6 +144,8 @@ class Norm:
     shift: Tensor
     mean: Tensor | None = None
     """The running mean that the function is called with, by which the call is found."""
+    bare: bool = True
+    """Whether no call of it adds a residual or applies an activation too."""
     nodes: list[tuple[Node, Value, Value]] = field(default_factory=list)
     """Of every call the first node, the value that goes in and the value that comes out."""
 
@@ -220,8 +224,9 @@ def norm_layers(flow: Dataflow) -> list[Norm | Unfit]:
         title = title_of(flow, node.module)
         key: Any = node.module
         try:
-            if node.function in BATCH_NORMS and node not in inside and node.inputs[0] not in flow.constants:
-                mean = argument(node, BATCH_NORMS[node.function].index("running_mean"), "running_mean", None)
+            called = _names(node) if node not in inside else None
+            if called is not None and node.inputs[0] not in flow.constants:
+                mean = argument(node, called.index("running_mean"), "running_mean", None)
                 key = (node.module, None if mean is None else mean.tensor)
                 new = _called(flow, node, title)
             elif isinstance(node.function, _FastBatchNorm):
@@ -229,8 +234,6 @@ def norm_layers(flow: Dataflow) -> list[Norm | Unfit]:
             elif node.index in frozen:
                 key, title = frozen[node.index].module, title_of(flow, frozen[node.index].module)
                 new = _frozen(flow, frozen[node.index], title)
-            elif node.name.startswith("norm_channels_affine"):
-                raise Refusal("it is called as a function of homeostat.nn.functional: use the module")
             else:
                 continue
         except Refusal as refusal:
@@ -240,6 +243,7 @@ def norm_layers(flow: Dataflow) -> list[Norm | Unfit]:
         if isinstance(known, Norm) and known is not new:
             if torch.equal(known.scale, new.scale) and torch.equal(known.shift, new.shift):
                 known.nodes += new.nodes
+                known.bare &= new.bare
             else:
                 norms[key] = Unfit(node.module, title, "its scale and shift differ from call to call")
     return list(norms.values())
@@ -251,21 +255,30 @@ def title_of(flow: Dataflow, module: nn.Module) -> str:
     return f"{name} ({type(module).__name__})" if name else type(module).__name__
 
 
+def _names(node: Node) -> tuple[str, ...] | None:
+    """The arguments of a call of batch normalization: of torch's function, or of the kernel of homeostat's."""
+    if node.name.startswith("norm_channels_affine"):
+        return BATCH_NORMS[fast.batch_norm]
+    return BATCH_NORMS.get(node.function)
+
+
 def _called(flow: Dataflow, node: Node, title: str) -> Norm:
-    """A call of torch's function, by a module made for it or by any other."""
-    names = BATCH_NORMS[node.function]
+    """A call of a function, by a module made for it or by any other."""
+    names, kernel = _names(node) or (), node.function not in BATCH_NORMS
     values = [argument(node, place, name, None) for place, name in enumerate(names)]
     given: dict[str, Value | None] = dict(zip(names, values, strict=True))
     mean, variance = given["running_mean"], given["running_var"]
-    if mean is None or variance is None or argument(node, 5, "training", False):
+    if mean is None or variance is None or (not kernel and argument(node, 5, "training", False)):
         raise Refusal("it normalizes with the batch's own statistics, also in evaluation")
     weight, bias = (None if value is None else value.tensor for value in (given["weight"], given["bias"]))
     if not flow.constants.issuperset(value for value in values[1:] if value is not None):
         raise Refusal("its scale and shift depend on the input, or are not registered")
-    scale, shift = _scale_and_shift(mean.tensor, variance.tensor, weight, bias, argument(node, 7, "eps", 1e-5))
+    eps = node.args[6] if kernel else argument(node, 7, "eps", 1e-5)
+    scale, shift = _scale_and_shift(mean.tensor, variance.tensor, weight, bias, eps)
+    bare = not kernel or (node.args[5] is None and node.args[7] == 1)  # residual, slope
     alone = _forward(node.module) in _NORMALIZES_ONLY
     form, title = ("module", title) if alone else ("call", f"batch_norm in {title}")
-    return Norm(node.module, form, title, scale, shift, mean.tensor, [(node, values[0], node.outputs[0])])
+    return Norm(node.module, form, title, scale, shift, mean.tensor, bare, [(node, values[0], node.outputs[0])])
 
 
 def _fused(node: Node, module: _FastBatchNorm, title: str) -> Norm:
@@ -275,7 +288,9 @@ def _fused(node: Node, module: _FastBatchNorm, title: str) -> Norm:
     if module.running_mean is None or module.running_var is None or module.training:
         raise Refusal("it normalizes with the batch's own statistics, also in evaluation")
     scale, shift = _scale_and_shift(module.running_mean, module.running_var, module.weight, module.bias, module.eps)
-    return Norm(module, "fused", title, scale, shift, None, [(node, argument(node, 0, "input", None), node.outputs[0])])
+    bare = module.activation in (None, "identity") and argument(node, 1, "residual", None) is None
+    call = (node, argument(node, 0, "input", None), node.outputs[0])
+    return Norm(module, "fused", title, scale, shift, None, bare, [call])
 
 
 def _frozen(flow: Dataflow, call: Any, title: str) -> Norm:
@@ -300,7 +315,9 @@ def _frozen(flow: Dataflow, call: Any, title: str) -> Norm:
     if not steps or probe.shape != (2, channels, *[1] * (source.tensor.ndim - 2)):
         raise Refusal("its scale and shift differ from place to place")
     shift, both = probe.flatten(1)
-    return Norm(call.module, "module", title, both - shift, shift, None, [(steps[-1][0], source, call.outputs[0])])
+    return Norm(
+        call.module, "module", title, both - shift, shift, None, True, [(steps[-1][0], source, call.outputs[0])]
+    )
 
 
 def _forward(module: nn.Module) -> Any:

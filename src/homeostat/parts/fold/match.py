@@ -1,19 +1,21 @@
 """Which layer can take a batch normalization into its weights: exactly, or a reason why none can.
 
-Between the two may stand whatever moves numbers without changing them (reshape, transpose, slices); how the channels of
-one side lie on the other is found by sending their numbers through. Everything that would see a changed value stops it:
-another consumer, a hook, the model's own output. Not random.
+Between the two may stand whatever moves numbers without changing them (reshape, transpose, slices), or multiplies them
+all by one; how the channels of one side lie on the other is found by sending their indices through. Everything that
+would see a changed value stops it: another consumer, a hook, the model's own output. Not random.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite, prod
 
 import torch
 from torch import Tensor, nn
 
 from homeostat.parts.dataflow import Dataflow, Node, Value
+from homeostat.parts.dropout import is_dropout
 from homeostat.parts.fold.layers import Norm, Refusal, Weighted, argument, check_sole_use
 
 _MOVES = frozenset(
@@ -48,6 +50,8 @@ class Step:
     channels: Tensor
     """For every output channel of the layer (input channel if the norm stands before it) the channel of the norm; -1
     where it has none."""
+    factor: float = 1.0
+    """What numbers are multiplied by on the way from the first of the two to the second."""
 
 
 class Matcher:
@@ -81,19 +85,21 @@ class Matcher:
         steps = []
         for layer in dict.fromkeys(self._source(value) for _, value, _ in norm.nodes):
             check_sole_use(self.flow, layer)
-            maps = []
+            maps, factors = [], set()
             for start in layer.nodes:
                 for path, _ in self._paths(start.outputs[0], ends, layer.title):
                     maps.append(self._outputs(layer, start, path, norm))
-            steps.append(Step(norm, layer, True, _agreed(maps, layer)))
+                    factors.add(_factor(path))
+            steps.append(Step(norm, layer, True, *_agreed(maps, factors, layer)))
         return steps
 
     def _before(self, norm: Norm) -> list[Step]:
         """Into the layers that it stands before."""
-        if norm.form == "fused" and not _is_bare(norm):
+        if not norm.bare:
             raise Refusal("it has an activation or a residual")
         ends = {node: argument(node, 0, "input", None) for node in self.weighted}
         maps: dict[Weighted, list[Tensor]] = {}
+        factors: dict[Weighted, set[float]] = {}
         reached: dict[Weighted, set[Node]] = {}
         for _, _, value in norm.nodes:
             found = self._paths(value, ends, norm.title)
@@ -104,6 +110,7 @@ class Matcher:
                 if isinstance(layer, Refusal):
                     raise layer
                 maps.setdefault(layer, []).append(self._inputs(layer, end, path, norm, value))
+                factors.setdefault(layer, set()).add(_factor(path))
                 reached.setdefault(layer, set()).add(end)
         for layer in maps:
             check_sole_use(self.flow, layer)
@@ -111,13 +118,13 @@ class Matcher:
                 raise Refusal(f"{layer.title} is also called without it")
             if layer.pads and bool(norm.shift.any()):
                 raise Refusal(f"{layer.title} pads with zeros, which the shift does not reach")
-        return [Step(norm, layer, False, _agreed(found, layer)) for layer, found in maps.items()]
+        return [Step(norm, layer, False, *_agreed(found, factors[layer], layer)) for layer, found in maps.items()]
 
     def _source(self, value: Value) -> Weighted:
         """The layer with weights that made a value."""
         while value.producer is not None and value.producer not in self.weighted:
             node = value.producer
-            if not _moves(node):
+            if not _moves(node) and _multiplier(node) is None:
                 raise Refusal(f"that is {_where(node)}")
             value = node.inputs[0]
         if value.producer is None:
@@ -140,7 +147,7 @@ class Matcher:
         for node in value.consumers:
             if ends.get(node) is value and node.inputs.count(value) == 1:
                 found.append(([], node))
-            elif _moves(node) and node.inputs[0] is value:
+            elif (_moves(node) or _multiplier(node) is not None) and node.inputs[0] is value:
                 found += [([node, *path], end) for path, end in self._paths(node.outputs[0], ends, title)]
             elif not _asks_form(node, value):
                 raise Refusal(f"the output of {title} goes to {_where(node)}")
@@ -169,16 +176,6 @@ class Matcher:
         return rows[:, 0].cpu()
 
 
-def _is_bare(norm: Norm) -> bool:
-    plain = getattr(norm.module, "activation", None) in (None, "identity")
-    return plain and not any(has_residual(node) for node, *_ in norm.nodes)
-
-
-def has_residual(node: Node) -> bool:
-    """Whether a layer of homeostat.nn was called with a residual."""
-    return argument(node, 1, "residual", None) is not None
-
-
 def _moves(node: Node) -> bool:
     """Whether a call moves numbers and changes none."""
     if isinstance(node.function, nn.Module) or len(node.outputs) != 1 or not node.inputs:
@@ -187,6 +184,27 @@ def _moves(node: Node) -> bool:
         return argument(node, 2, "mode", "constant") != "constant"
     same = node.outputs[0].tensor.dtype == node.inputs[0].tensor.dtype
     return same and node.name in _MOVES and node.outputs[0].tensor is not node.inputs[0].tensor
+
+
+def _multiplier(node: Node) -> float | None:
+    """The number that a call multiplies everything by, as dropout in mode "scaled" does in evaluation; or None."""
+    if len(node.outputs) != 1 or len(node.inputs) != 1 or node.outputs[0].tensor is node.inputs[0].tensor:
+        return None
+    if isinstance(node.function, nn.Module):
+        scaled = is_dropout(node.function) and getattr(node.function, "mode", "inverted") == "scaled"
+        factor = 1.0 - float(node.function.p) if scaled else 0.0  # type: ignore[arg-type]
+    elif node.name in ("mul", "multiply", "rmul") and len(node.args) == 2:
+        factor = next((each for each in node.args if isinstance(each, int | float)), 0.0)
+    elif node.name in ("div", "divide", "true_divide", "truediv") and len(node.args) == 2 and not node.kwargs:
+        factor = 1.0 / node.args[1] if isinstance(node.args[1], int | float) and node.args[1] else 0.0
+    else:
+        return None
+    return float(factor) if factor and isfinite(factor) else None
+
+
+def _factor(path: list[Node]) -> float:
+    """What numbers are multiplied by on a path."""
+    return prod(_multiplier(node) or 1.0 for node in path)
 
 
 def _asks_form(node: Node, value: Value) -> bool:
@@ -204,7 +222,7 @@ def _numbered(tensor: Tensor, axis: int) -> Tensor:
 
 def _sent(labels: Tensor, path: list[Node]) -> Tensor:
     """Labels after the functions on a path."""
-    for node in path:
+    for node in (node for node in path if _multiplier(node) is None):
         try:
             labels = node.run({node.inputs[0]: labels})
         except Exception as error:
@@ -212,11 +230,13 @@ def _sent(labels: Tensor, path: list[Node]) -> Tensor:
     return labels
 
 
-def _agreed(maps: list[Tensor], layer: Weighted) -> Tensor:
-    """The one map that all calls have."""
+def _agreed(maps: list[Tensor], factors: set[float], layer: Weighted) -> tuple[Tensor, float]:
+    """The one map and the one factor that all calls have."""
+    if len(factors) > 1:
+        raise Refusal(f"the numbers of {layer.title} are multiplied differently at every call")
     if any(not torch.equal(each, maps[0]) for each in maps[1:]):
         raise Refusal(f"the channels of {layer.title} lie differently at every call")
-    return maps[0].cpu()
+    return maps[0].cpu(), factors.pop()
 
 
 def _where(node: Node) -> str:

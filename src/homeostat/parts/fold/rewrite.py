@@ -7,6 +7,7 @@ the arguments that were seen: those that are no tensors become constants, which 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -14,11 +15,17 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from homeostat.errors import invalid
+from homeostat.nn import functional as fast
+from homeostat.parts.activation import make_activation
 from homeostat.parts.dataflow import Call, Dataflow, Value, replace
 from homeostat.parts.fold.layers import BATCH_NORMS, WEIGHTED, Refusal, Weighted
 
 _INTERNAL = frozenset(vars(nn.Module()))
 _PLAIN = (type(None), bool, int, float, str)
+_LEAVES: Any = (math, fast)
+"""Modules whose functions stay calls in a graph."""
+_TENSORS = object()
+"""Stands for an argument that holds tensors."""
 
 
 class Rewriting:
@@ -71,7 +78,7 @@ class Rewriting:
     def build(self) -> nn.Module:
         """The module with its forward rewritten; it shares everything else with the old one."""
         for node in self.dropped:
-            node.replace_all_uses_with(_argument(node, 0, "input"))
+            node.replace_all_uses_with(self._rest(node))
             self.left_out |= {str(each.target) for each in node.all_input_nodes if each.op == "get_attr"}
             self.graph.erase_node(node)
         for node, name in self.biased:
@@ -87,6 +94,15 @@ class Rewriting:
         new = fx.GraphModule(self.module, self.graph, type(self.module).__name__)
         self._share(new)
         return new.train(self.module.training)
+
+    def _rest(self, node: fx.Node) -> Any:
+        """What is left of a call of batch_norm: its input, with the residual and the activation of homeostat's."""
+        input = _argument(node, 0, "input")
+        residual, activation = node.kwargs.get("residual"), node.kwargs.get("activation")
+        if residual is None and activation in (None, "identity"):
+            return input
+        with self.graph.inserting_before(node):
+            return self.graph.call_function(add_activated, (input, residual, activation))
 
     def _share(self, new: nn.Module) -> None:
         """What the forward does not use, others may."""
@@ -124,7 +140,7 @@ class _Tracer(fx.Tracer):
     """Leaves modules inside as they are, and takes what was no tensor for the constant that it was."""
 
     def __init__(self, constants: dict[str, Any] | None = None, dimensions: dict[str, int] | None = None) -> None:
-        super().__init__(param_shapes_constant=True)
+        super().__init__(autowrap_modules=_LEAVES, param_shapes_constant=True)
         self.constants = constants or {}
         self.dimensions = dimensions or {}
         self.asked: set[fx.Node] = set()
@@ -138,9 +154,16 @@ class _Tracer(fx.Tracer):
         return (_Sized if node.op == "placeholder" and node.target in self.dimensions else fx.Proxy)(node, self)
 
     def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Any:
-        """A placeholder for a constant stays in the signature, and is not looked at."""
-        proxy = super().create_proxy(kind, target, *args, **kwargs)
-        return self.constants[target] if kind == "placeholder" and target in self.constants else proxy
+        """A placeholder for a constant stays in the signature, and is not looked at; *args and **kwargs are opened."""
+        proxy: Any = super().create_proxy(kind, target, *args, **kwargs)
+        if kind != "placeholder" or target not in self.constants:
+            return proxy
+        constant = self.constants[target]
+        if isinstance(constant, _Arguments):
+            return _Arguments(proxy[place] if each is _TENSORS else each for place, each in enumerate(constant))
+        if isinstance(constant, _Keywords):
+            return _Keywords({name: proxy[name] if each is _TENSORS else each for name, each in constant.items()})
+        return constant
 
     def dimension_of(self, node: fx.Node) -> int:
         """The dimension of an argument."""
@@ -150,42 +173,95 @@ class _Tracer(fx.Tracer):
     def insist(self, graph: fx.Graph) -> None:
         """Make the graph raise an error for other constants and other dimensions, where these were asked for."""
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        first = next(node for node in graph.nodes if node.op != "placeholder")
-        with graph.inserting_before(first):
-            for node in placeholders:
+        for node in placeholders:
+            varying = isinstance(self.constants.get(str(node.target)), _Arguments | _Keywords)
+            with graph.inserting_before((node if varying else placeholders[-1]).next):  # before it is opened
                 if node.target in self.constants:
-                    graph.call_function(expect_constant, (node, self.constants[node.target], node.target))
+                    _insist(graph, node, self.constants[node.target])
                 if node in self.asked:
                     dimension = graph.call_method("dim", (node,))
                     expected = self.dimensions[node.target]
                     graph.call_function(expect_constant, (dimension, expected, f"{node.target}.dim()"))
 
 
+class _Arguments(tuple[Any, ...]):
+    """What *args hold; a class of its own, which torch.fx leaves as it is."""
+
+
+class _Keywords(dict[str, Any]):
+    """What **kwargs hold."""
+
+
+def _insist(graph: fx.Graph, node: fx.Node, constant: Any) -> None:
+    """Make a graph raise an error where an argument is not what it was."""
+    name = str(node.target)
+    if isinstance(constant, _Arguments | _Keywords):
+        keys: Any = sorted(constant) if isinstance(constant, _Keywords) else list(range(len(constant)))
+        constants: Any = {key: constant[key] for key in keys if constant[key] is not _TENSORS}
+        graph.call_function(expect_held, (node, keys, constants, name.strip("*")))
+    else:
+        graph.call_function(expect_constant, (node, constant, name))
+
+
+def add_activated(input: Any, residual: Any, activation: str | None) -> Any:
+    """What is left of homeostat's batch_norm when its normalization is folded: activation(input + residual)."""
+    if isinstance(input, fx.Proxy):
+        return _traced(add_activated, input, residual, activation)
+    return make_activation(activation or "identity")(input if residual is None else input + residual)
+
+
+def expect_held(held: Any, keys: list[Any], constants: dict[Any, Any], name: str) -> None:
+    """Raise an error unless *args or **kwargs hold what they held when the model was folded."""
+    if isinstance(held, fx.Proxy):
+        _traced(expect_held, held, keys, constants, name)
+        return
+    found = sorted(held) if isinstance(held, dict) else list(range(len(held)))
+    expect_constant(found, keys, f"keys of {name}" if isinstance(held, dict) else f"places of {name}")
+    for key, constant in constants.items():
+        expect_constant(held[key], constant, f"{name}[{key!r}]")
+
+
 def expect_constant(value: Any, constant: Any, name: str) -> None:
     """Raise an error unless an argument is what it was when the model was folded."""
-    if isinstance(value, fx.Proxy):  # somebody traces the rewritten module, as unpickling it does
-        value.tracer.create_proxy("call_function", expect_constant, (value, constant, name), {})
+    if isinstance(value, fx.Proxy):
+        _traced(expect_constant, value, constant, name)
     elif isinstance(value, Tensor) or value != constant:
         condition = f"be {constant!r}, as it was when the model was folded"
         raise invalid("fold", name, condition, value, "Fold the model with a sample that is used like this.")
 
 
+def _traced(function: Callable[..., Any], argument: fx.Proxy, *more: Any) -> fx.Proxy:
+    """A call for somebody who traces the rewritten module, as unpickling it does."""
+    return argument.tracer.create_proxy("call_function", function, (argument, *more), {})
+
+
 def _constants(module: nn.Module, call: Call) -> dict[str, Any]:
-    """The arguments of a call that hold no tensor, by name."""
+    """The arguments of a call that hold no tensor, by name; all that *args and **kwargs hold."""
     signature = inspect.signature(module.forward)
     bound = signature.bind(*call.args, **call.kwargs)
     bound.apply_defaults()
-    constants = {}
+    constants: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        varying = signature.parameters[name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        tensors: list[Value] = []
-        replace(value, Value, tensors.append)
-        if tensors or (varying and not value):
-            continue
-        if not isinstance(value, _PLAIN):
-            raise Refusal(f"the forward of {type(module).__name__} takes {name}, a {type(value).__name__}")
-        constants[name] = value
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            held = (_constant(module, f"{name}[{place}]", each) for place, each in enumerate(value))
+            constants[f"*{name}"] = _Arguments(held)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            constants[f"**{name}"] = _Keywords({key: _constant(module, key, each) for key, each in value.items()})
+        elif (constant := _constant(module, name, value)) is not _TENSORS:
+            constants[name] = constant
     return constants
+
+
+def _constant(module: nn.Module, name: str, value: Any) -> Any:
+    """An argument that holds no tensor."""
+    tensors: list[Value] = []
+    replace(value, Value, tensors.append)
+    if tensors:
+        return _TENSORS
+    if not isinstance(value, _PLAIN):
+        raise Refusal(f"the forward of {type(module).__name__} takes {name}, a {type(value).__name__}")
+    return value
 
 
 def _dimensions(module: nn.Module, calls: list[Call]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from homeostat.errors import invalid
 from homeostat.parts.dataflow import record
 from homeostat.parts.init.aware import Choice, Setter, zeroed_norms
 from homeostat.parts.init.gains import Activation
@@ -33,7 +34,7 @@ from homeostat.parts.init.targets import (
     sources,
     targets_of,
 )
-from homeostat.parts.layers import Sample, check_traceable
+from homeostat.parts.layers import Sample, check_traceable, tensors_in
 
 
 def initialize_(
@@ -119,6 +120,7 @@ def initialize_(
     order = Order(scheme, generator, activation, mode, gain, std, value, residual, sample is not None)
     if sample is not None or not isinstance(model, nn.Module):
         check_traceable("initialize_", model)
+    _check_sample(sample)
     flow = None if sample is None else record(model, sample)
     sites = find_sites(model, flow)
     targets = _all_targets(model, sites)
@@ -141,6 +143,14 @@ def initialize_(
     texts = _activations(paths, sites, order)
     rows = [_row(site, order, drawn, notes.get(site), signals.get(site), texts[site]) for site in sites]
     return Initialization([target.name for target in chosen], rows)
+
+
+def _check_sample(sample: Sample | None) -> None:
+    """Infinity is left to the model: masks for attention hold it."""
+    for tensor in tensors_in(sample):
+        if tensor.is_floating_point() and tensor.isnan().any():
+            cure = "What is measured on it would be NaN too: fill in missing values, as training does."
+            raise invalid("initialize_", "sample", "hold no NaN", tensor, cure)
 
 
 def _all_targets(model: nn.Module, sites: list[Site]) -> list[Target]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from homeostat.errors import invalid, unknown
 from homeostat.parts.init.gains import Activation, gain
 from homeostat.parts.init.residual import RESIDUALS
-from homeostat.parts.init.schemes import MODES, Fans, deviation, draw_, orthogonal_
+from homeostat.parts.init.schemes import MODES, Fans, check_generator, deviation, draw_, finite_number, orthogonal_
 
 SCHEMES: tuple[str, ...] = (
     "he_normal",
@@ -59,12 +59,12 @@ class Order:
             raise unknown("initialize_", "mode", self.mode, MODES)
         if self.residual is not None and self.residual not in RESIDUALS:
             raise unknown("initialize_", "residual", self.residual, RESIDUALS)
+        check_generator("initialize_", self.generator)
         self.usual_length = gain(self.activation)
         for name in ("gain", "std", "value"):
             number = getattr(self, name)
-            if number is not None and not (math.isfinite(number) and (number >= 0 or name == "value")):
-                what = "be finite" if name == "value" else "be finite and at least 0"
-                raise invalid("initialize_", name, what, number)
+            if number is not None:
+                finite_number("initialize_", name, number, least=-math.inf if name == "value" else 0)
         if not self.sampled:
             self._check_unsampled()
         if self.residual is None:

@@ -13,11 +13,17 @@ import math
 import torch
 from torch import Tensor
 
-from homeostat.errors import invalid, unknown
+from homeostat.errors import invalid, invalid_type, unknown
 
 Fans = tuple[float, float]
 MODES: tuple[str, ...] = ("fan_in", "fan_out", "fan_avg")
 """The fans that a variance can be scaled by."""
+
+_TORCH_NONLINEARITIES = (
+    *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("sigmoid", "tanh", "relu", "leaky_relu", "selu"),
+)
+"""What torch.nn.init.calculate_gain knows."""
 
 _STD_WITHIN_TWO = 0.8796256610342398  # of a standard normal variable that is known to lie in [-2, 2]
 
@@ -35,14 +41,16 @@ def he_normal_(
     Returns: the tensor.
     Source: He et al. 2015, arXiv:1502.01852; torch.nn.init.kaiming_normal_.
     """
-    return variance_scaling_(tensor, 2 / (1 + negative_slope**2), mode, "normal", generator=generator)
+    scale = _he_scale("he_normal_", negative_slope)
+    return _scale_variance_("he_normal_", tensor, scale, mode, "normal", generator)
 
 
 def he_uniform_(
     tensor: Tensor, mode: str = "fan_in", *, negative_slope: float = 0.0, generator: torch.Generator | None = None
 ) -> Tensor:
     """As `he_normal_`, with the same variance, from U(-r, r), r = √(6 / ((1 + negative_slope²) · fan))."""
-    return variance_scaling_(tensor, 2 / (1 + negative_slope**2), mode, "uniform", generator=generator)
+    scale = _he_scale("he_uniform_", negative_slope)
+    return _scale_variance_("he_uniform_", tensor, scale, mode, "uniform", generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -55,12 +63,14 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator
     Returns: the tensor.
     Source: Glorot & Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html.
     """
-    return variance_scaling_(tensor, gain**2, "fan_avg", "normal", generator=generator)
+    scale = finite_number("xavier_normal_", "gain", gain) ** 2
+    return _scale_variance_("xavier_normal_", tensor, scale, "fan_avg", "normal", generator)
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """As `xavier_normal_`, with the same variance, from U(-r, r), r = gain · √(6 / (fan_in + fan_out))."""
-    return variance_scaling_(tensor, gain**2, "fan_avg", "uniform", generator=generator)
+    scale = finite_number("xavier_uniform_", "gain", gain) ** 2
+    return _scale_variance_("xavier_uniform_", tensor, scale, "fan_avg", "uniform", generator)
 
 
 def fan_in_uniform_(tensor: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -68,7 +78,7 @@ def fan_in_uniform_(tensor: Tensor, *, generator: torch.Generator | None = None)
 
     Source: LeCun et al. 1998, "Efficient BackProp"; torch's own default for Linear and convolutions.
     """
-    return variance_scaling_(tensor, 1 / 3, "fan_in", "uniform", generator=generator)
+    return _scale_variance_("fan_in_uniform_", tensor, 1 / 3, "fan_in", "uniform", generator)
 
 
 def variance_scaling_(
@@ -96,7 +106,7 @@ def variance_scaling_(
         >>> round(500 * weight.var().item(), 1)
         3.0
     """
-    return draw_(tensor, deviation("variance_scaling_", tensor_fans(tensor), scale, mode), distribution, generator)
+    return _scale_variance_("variance_scaling_", tensor, scale, mode, distribution, generator)
 
 
 def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -110,7 +120,9 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | 
     Returns: the tensor.
     Source: Saxe et al. 2014, arXiv:1312.6120; Mezzadri 2007, arXiv:math-ph/0609050 (the signs).
     """
-    tensor_fans(tensor)
+    _check_drawn("orthogonal_", tensor, generator)
+    _fans("orthogonal_", tensor)
+    gain = finite_number("orthogonal_", "gain", gain)
     rows, columns = tensor.shape[0], tensor[0].numel() if len(tensor) else 0
     if not rows or not columns:
         return tensor
@@ -130,7 +142,10 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Ge
     Returns: the tensor.
     Source: torch.nn.init.uniform_.
     """
-    _check_interval("uniform_", a, b)
+    _check_drawn("uniform_", tensor, generator)
+    a, b = finite_number("uniform_", "a", a), finite_number("uniform_", "b", b)
+    if a > b:
+        raise invalid("uniform_", "a", f"be at most b, which is {b:g}", a)
     return _assign_(tensor, _empty(tensor.shape, tensor, generator).uniform_(a, b, generator=generator))
 
 
@@ -144,6 +159,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: torc
     Returns: the tensor.
     Source: torch.nn.init.normal_.
     """
+    _check_drawn("normal_", tensor, generator)
     _check_mean_and_std("normal_", mean, std)
     return _assign_(tensor, _standard_normal(tensor.shape, tensor, generator).mul_(std).add_(mean))
 
@@ -174,6 +190,7 @@ def trunc_normal_(
         >>> bool((weight >= -2).all() and (weight <= 0).all())
         True
     """
+    _check_drawn("trunc_normal_", tensor, generator)
     _check_mean_and_std("trunc_normal_", mean, std)
     if std == 0:
         raise invalid("trunc_normal_", "std", "be above 0", std)
@@ -196,6 +213,10 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
 
     Source: torch.nn.init.constant_.
     """
+    if not isinstance(tensor, Tensor):
+        raise invalid_type("constant_", "tensor", "be a tensor", tensor)
+    if not isinstance(val, int | float | complex | Tensor):
+        raise invalid_type("constant_", "val", "be a number", val)
     return _assign_(tensor, torch.as_tensor(val, device=tensor.device))
 
 
@@ -227,8 +248,8 @@ def kaiming_normal_(
     Returns: the tensor.
     Source: He et al. 2015, arXiv:1502.01852.
     """
-    scale = torch.nn.init.calculate_gain(nonlinearity, a) ** 2  # type: ignore[arg-type]
-    return variance_scaling_(tensor, scale, mode, "normal", generator=generator)
+    scale = _torch_scale("kaiming_normal_", nonlinearity, a)
+    return _scale_variance_("kaiming_normal_", tensor, scale, mode, "normal", generator)
 
 
 def kaiming_uniform_(
@@ -239,8 +260,8 @@ def kaiming_uniform_(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """torch.nn.init.kaiming_uniform_, argument by argument; see `kaiming_normal_`."""
-    scale = torch.nn.init.calculate_gain(nonlinearity, a) ** 2  # type: ignore[arg-type]
-    return variance_scaling_(tensor, scale, mode, "uniform", generator=generator)
+    scale = _torch_scale("kaiming_uniform_", nonlinearity, a)
+    return _scale_variance_("kaiming_uniform_", tensor, scale, mode, "uniform", generator)
 
 
 def tensor_fans(tensor: Tensor) -> Fans:
@@ -248,11 +269,7 @@ def tensor_fans(tensor: Tensor) -> Fans:
 
     Raises: InvalidValue if it has fewer than two dimensions.
     """
-    if tensor.ndim < 2:
-        cure = "A bias or a normalization scale has no fans: set it to zero or one."
-        raise invalid("tensor_fans", "tensor", "have at least two dimensions", tensor, cure)
-    kernel = math.prod(tensor.shape[2:])
-    return float(tensor.shape[1] * kernel), float(tensor.shape[0] * kernel)
+    return _fans("tensor_fans", tensor)
 
 
 def draw_(tensor: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> Tensor:
@@ -274,8 +291,7 @@ def deviation(where: str, fans: Fans, scale: float, mode: str) -> float:
     """The standard deviation of weights with variance scale / fan; errors speak in `where`'s name."""
     if mode not in MODES:
         raise unknown(where, "mode", mode, MODES)
-    if not (math.isfinite(scale) and scale >= 0):
-        raise invalid(where, "scale", "be finite and at least 0", scale)
+    finite_number(where, "scale", scale, least=0)
     fan = {"fan_in": fans[0], "fan_out": fans[1], "fan_avg": sum(fans) / 2}[mode]
     return math.sqrt(scale / fan) if fan else 0.0  # a fan of 0 belongs to an empty tensor
 
@@ -292,16 +308,63 @@ def _empty(
     return torch.empty(shape, dtype=dtype, device=like.device if generator is None else generator.device)
 
 
-def _check_interval(where: str, a: float, b: float) -> None:
-    if not (math.isfinite(a) and math.isfinite(b) and a <= b):
-        raise invalid(where, "a", "be at most b, and both finite", (a, b))
-
-
 def _check_mean_and_std(where: str, mean: float, std: float) -> None:
-    if not math.isfinite(mean):
-        raise invalid(where, "mean", "be finite", mean)
-    if not (math.isfinite(std) and std >= 0):
-        raise invalid(where, "std", "be finite and at least 0", std)
+    finite_number(where, "mean", mean)
+    finite_number(where, "std", std, least=0)
+
+
+def _check_drawn(where: str, tensor: Tensor, generator: torch.Generator | None) -> None:
+    """Raise an error in `where`'s name unless values can be drawn from the generator into the tensor."""
+    if not isinstance(tensor, Tensor):
+        cure = "For a whole model there is initialize_."
+        raise invalid_type(where, "tensor", "be a tensor", tensor, cure if isinstance(tensor, torch.nn.Module) else "")
+    if not tensor.is_floating_point():
+        raise invalid_type(where, "tensor", "be floating", tensor, "Its draws would be cut to whole numbers.")
+    check_generator(where, generator)
+
+
+def check_generator(where: str, generator: torch.Generator | None) -> None:
+    """Raise an error in `where`'s name unless this is a generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        cure = "For a seed write torch.Generator().manual_seed(seed)."
+        raise invalid_type(where, "generator", "be a torch.Generator or None", generator, cure)
+
+
+def finite_number(where: str, argument: str, value: float, least: float = -math.inf) -> float:
+    """The value, or an error in `where`'s name unless it is a finite number, and at least `least`."""
+    try:
+        usable = math.isfinite(value) and value >= least
+    except TypeError:
+        raise invalid_type(where, argument, "be a number", value) from None
+    if not usable:
+        condition = "be finite" if least == -math.inf else f"be finite and at least {least:g}"
+        raise invalid(where, argument, condition, value)
+    return value
+
+
+def _fans(where: str, tensor: Tensor) -> Fans:
+    if tensor.ndim < 2:
+        cure = "A bias or a normalization scale has no fans: set it to zero or one."
+        raise invalid(where, "tensor", "have at least two dimensions", tensor, cure)
+    kernel = math.prod(tensor.shape[2:])
+    return float(tensor.shape[1] * kernel), float(tensor.shape[0] * kernel)
+
+
+def _scale_variance_(
+    where: str, tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None
+) -> Tensor:
+    _check_drawn(where, tensor, generator)
+    return draw_(tensor, deviation(where, _fans(where, tensor), scale, mode), distribution, generator)
+
+
+def _he_scale(where: str, negative_slope: float) -> float:
+    return 2 / (1 + finite_number(where, "negative_slope", negative_slope) ** 2)
+
+
+def _torch_scale(where: str, nonlinearity: str, a: float) -> float:
+    if nonlinearity not in _TORCH_NONLINEARITIES:
+        raise unknown(where, "nonlinearity", nonlinearity, _TORCH_NONLINEARITIES)
+    return torch.nn.init.calculate_gain(nonlinearity, finite_number(where, "a", a)) ** 2  # type: ignore[arg-type]
 
 
 @torch.no_grad()

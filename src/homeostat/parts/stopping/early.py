@@ -51,7 +51,8 @@ class EarlyStopping:
         monitor: the name of the value where `update` is given a mapping; valid_ and val_ are one.
         min_delta: how much better than the best a value must be to count, in the value's own unit; >= 0.
         patience: stop at the `patience`-th epoch in a row without an improvement; 0 acts as 1; None: never.
-        mode: "min" if smaller is better, "max" if larger is, "auto" to tell from `monitor`.
+        mode: "min" if smaller is better, "max" if larger is, "auto" to tell from `monitor` or fail; None: the same, but
+            min where the name does not tell.
         baseline: as long as no epoch is better than this (by min_delta), none counts as an improvement for patience.
         restore_best_weights: whether `keeping` puts the best weights back.
         start_from_epoch: earlier epochs are neither judged nor remembered; the first epoch is 0.
@@ -78,7 +79,7 @@ class EarlyStopping:
         monitor: str = "valid_loss",
         min_delta: float = 0.0,
         patience: int | None = 3,
-        mode: str = "min",
+        mode: str | None = None,
         baseline: float | None = None,
         restore_best_weights: bool = True,
         start_from_epoch: int = 0,
@@ -384,7 +385,8 @@ def _count(argument: str, value: Any) -> int:
 
 
 def _rules(rules: Sequence[Rule] | Rule) -> tuple[Rule, ...]:
-    listed = (rules,) if isinstance(rules, Rule) else tuple(rules)
+    alone = isinstance(rules, Rule | str) or not isinstance(rules, Iterable)
+    listed: tuple[Any, ...] = (rules,) if alone else tuple(rules)  # type: ignore[arg-type]
     for rule in listed:
         if not isinstance(rule, Rule):
             raise invalid_type("EarlyStopping", "rules", "be rules such as GL(5)", rule)

@@ -18,7 +18,10 @@ State = dict[str, Any]
 MODES = ("min", "max", "auto")
 
 _GROWING = ("acc", "auc", "f1", "precision", "recall", "score", "r2", "iou", "dice", "bleu")
-_SHRINKING = ("loss", "err", "mse", "mae", "rmse", "perplexity", "nll", "hinge", "entropy")
+_SHRINKING = (
+    *("loss", "err", "mse", "mae", "rmse", "perplexity", "nll", "hinge", "entropy"),
+    *("brier", "fid", "cost", "distance", "divergence"),
+)
 
 
 def as_number(where: str, argument: str, value: object) -> float:
@@ -63,18 +66,22 @@ def from_json(state: Mapping[str, Any]) -> State:
     return {name: number(value) for name, value in state.items()}
 
 
-def direction(where: str, monitor: str, mode: str) -> str:
+def direction(where: str, monitor: str, mode: str | None) -> str:
     """min or max; auto tells from the value's name, and is an error in `where`'s name where that does not tell.
 
+    None tells from the name as well, and is min where that does not tell.
+
     Example:
-        >>> direction("EarlyStopping", "val_loss", "auto"), direction("EarlyStopping", "val_accuracy", "auto")
+        >>> direction("EarlyStopping", "val_loss", "auto"), direction("EarlyStopping", "val_accuracy", None)
         ('min', 'max')
     """
-    if mode not in MODES:
+    if mode is not None and mode not in MODES:
         raise unknown(where, "mode", mode, MODES)
-    if mode != "auto":
+    if mode is not None and mode != "auto":
         return mode
     shrinks, grows = (any(word in monitor.lower() for word in words) for words in (_SHRINKING, _GROWING))
+    if shrinks == grows and mode is None:
+        return "min"
     if shrinks == grows:
         raise invalid(where, "mode", "be min or max where the name does not tell", monitor)
     return "min" if shrinks else "max"
