@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,8 +114,10 @@ def fit(
         objective = Objective(task, recipe)
         status.update(_CHECKING)
         objective.check([{}])
-    with _epochs(console, recipe.epochs) as show:
+    with warnings.catch_warnings(record=True) as told, _epochs(console, recipe.epochs) as show:
         done = fit_recipe(task, recipe, seed, directory=Path(out) / "checkpoints" if out else None, on_epoch=show)
+    for text in dict.fromkeys(str(warning.message) for warning in told):
+        _say(console, f"! {text}")
     for name, value in done.metrics.items():
         _say(console, f"{name:>24}  {value:.6g}")
     if out:

@@ -272,11 +272,9 @@ def _scales_and_shifts(where: str, model: nn.Module, kinds: Sequence[str]) -> di
             raise unknown(where, "kind", kind, known)
     found: dict[nn.Parameter, str] = {}
     for name, module in model.named_modules():
-        if norm_kind(module) in kinds:
-            for own in ("weight", "bias"):
-                parameter = module._parameters.get(own)
-                if parameter is not None:
-                    found.setdefault(parameter, f"{name}.{own}" if name else own)
+        for own in ("weight", "bias") if norm_kind(module) in kinds else ():
+            if (parameter := module._parameters.get(own)) is not None:
+                found.setdefault(parameter, f"{name}.{own}" if name else own)
     if not found:
         raise _no_layers(where, kinds)
     return found

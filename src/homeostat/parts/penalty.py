@@ -73,7 +73,7 @@ def elastic_net_penalty(parameters: Parameters, l1: float, l2: float) -> Tensor:
     return l1 * l1_penalty(weights) + l2 * l2_penalty(weights)
 
 
-def penalty_by_layer(model: nn.Module, penalty: Callable[[Parameters], Tensor] = l2_penalty) -> dict[str, Tensor]:
+def penalty_by_layer(model: nn.Module, penalty: Callable[[Parameters], Tensor] | None = None) -> dict[str, Tensor]:
     """What each layer contributes to a penalty over the whole model: layer name -> shape (), differentiable.
 
     Biases, normalization and vectors are exempt, as `split_parameters` says; layers without a penalized parameter are
@@ -82,7 +82,7 @@ def penalty_by_layer(model: nn.Module, penalty: Callable[[Parameters], Tensor] =
 
     Args:
         model: its trainable parameters are penalized; those of the model itself appear under the name "".
-        penalty: maps a list of tensors to a number: `l1_penalty`, `l2_penalty`, or one of your own.
+        penalty: maps a list of tensors to a number: `l1_penalty`, or one of your own; None: `l2_penalty`.
     Example:
         >>> layers = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
         >>> for layer in (layers[0], layers[2]):
@@ -90,6 +90,7 @@ def penalty_by_layer(model: nn.Module, penalty: Callable[[Parameters], Tensor] =
         >>> {name: value.item() for name, value in penalty_by_layer(layers, l1_penalty).items()}
         {'0': 6.0, '2': 3.0}
     """
+    penalty = l2_penalty if penalty is None else penalty
     if not callable(penalty):
         raise invalid_type("penalty_by_layer", "penalty", "be a function such as l1_penalty", penalty)
     reached = {id(parameter) for parameter in _split("penalty_by_layer", model, ())[0]}

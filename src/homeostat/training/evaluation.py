@@ -19,7 +19,7 @@ from homeostat.parts.adapt import BatchNormAdaptation, Tent, batch_norms
 from homeostat.parts.ensemble import mc_dropout
 from homeostat.parts.prediction import mean_outputs
 from homeostat.training.recipe import Recipe
-from homeostat.training.sources import Source
+from homeostat.training.sources import DatasetSource, Source, TensorSource
 from homeostat.training.task import Task
 
 _BATCH = 128  # examples; large enough to amortize a forward pass, small enough to stay in the caches
@@ -48,8 +48,7 @@ class Evaluation:
 
     def batches(self, split: str, epoch: int, size: Any, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """A split's batches on the device: shuffled in an epoch's order, or in the split's own."""
-        for input, target in self.sources[split].batches(self.seed, epoch, size, shuffle=shuffle):
-            yield input.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+        return self._on_device(self.sources[split].batches(self.seed, epoch, size, shuffle=shuffle))
 
     def measure(self, network: Any, split: str) -> dict[str, float]:
         """Loss and metric of the network as it is, in evaluation mode and in the split's own order."""
@@ -110,15 +109,27 @@ class Evaluation:
     def _measured(self, predict: Predict, split: str, adapting: bool = False) -> dict[str, float]:
         criterion = self.task.loss_function()
         losses, outputs, targets = [], [], []
-        batches = self.batches(split, 0, _BATCH, shuffle=adapting)
+        batches = _in_company(self._shuffled(split)) if adapting else self.batches(split, 0, _BATCH, shuffle=False)
         with seeds.isolated(self.seed, "evaluate", split):
-            for input, target in _in_company(batches) if adapting else batches:
+            for input, target in batches:
                 with self.precision():
                     output = predict(self.task.prepare(input))
                 outputs.append(output.detach().float())
                 losses.append(criterion(outputs[-1], target) * len(target))
                 targets.append(target)
         return self.summarize(split, losses, outputs, targets)
+
+    def _shuffled(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split's batches in a seeded order, each example once; in the split's own where that is the user's."""
+        source = self.sources[split]
+        if isinstance(source, TensorSource) or (isinstance(source, DatasetSource) and not source.own_order):
+            generator = seeds.torch_generator(self.seed, "order", "evaluate", split)
+            source = source.select(torch.randperm(len(source), generator=generator))
+        return self._on_device(source.batches(self.seed, 0, _BATCH))
+
+    def _on_device(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for input, target in batches:
+            yield input.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
 
     def _averaged(self, model: nn.Module) -> Predict:
         """Predictions averaged over masks; mean probabilities go back to logits, which loss and metric take."""

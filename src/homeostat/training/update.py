@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class Update:
         self.optimizer = _optimizer(recipe, self.parameters)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.largest_norm = 0.0
+        self.acted: set[str] = set()
+        """Which ways of clipping but that by norm have changed a gradient."""
 
     def __call__(self, loss: Tensor, step: int) -> None:
         """Take step number `step` of the whole training, down the gradient of `loss`."""
@@ -62,7 +65,11 @@ class Update:
         return recipe.learning_rate * learning_rate_factor(step, recipe.epochs * self.steps, warmup, recipe.schedule)
 
     def warn_if_idle(self) -> None:
-        """Say so if clipping by norm was asked for and never acted."""
+        """Say so if clipping was asked for and never acted."""
+        for name in ("clip_value", "clip_adaptive"):
+            asked = getattr(self.recipe, name)
+            if asked is not None and name not in self.acted:
+                warnings.warn(f"{name}={asked:g} never acted: no gradient was so large.", NoEffectWarning, stacklevel=4)
         bound = self.recipe.clip_norm
         if bound is not None and self.largest_norm <= bound:
             largest = f"the largest gradient norm was {self.largest_norm:.3g}"
@@ -82,6 +89,7 @@ class Update:
             "optimizer": scalars,
             "scaler": self.scaler.state_dict(),
             "largest_norm": self.largest_norm,
+            "acted": sorted(self.acted),
         }
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -95,18 +103,33 @@ class Update:
             slots.setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.scaler.load_state_dict(state["scaler"])
-        self.largest_norm = state["largest_norm"]
+        self.largest_norm, self.acted = state["largest_norm"], set(state["acted"])
 
     def _clip(self) -> None:
         recipe = self.recipe
         if recipe.clip_value is not None:
-            clip_grad_value_(self.parameters, recipe.clip_value)
+            with self._watching("clip_value"):
+                clip_grad_value_(self.parameters, recipe.clip_value)
         if recipe.clip_adaptive is not None:
-            adaptive_clip_grad_(self.parameters, recipe.clip_adaptive)
+            with self._watching("clip_adaptive"):
+                adaptive_clip_grad_(self.parameters, recipe.clip_adaptive)
         if recipe.clip_norm is not None:
             norm = float(clip_grad_norm_(self.parameters, recipe.clip_norm))
             if math.isfinite(norm):  # others cannot be clipped; with float16 the first steps may have them
                 self.largest_norm = max(self.largest_norm, norm)
+
+    @contextmanager
+    def _watching(self, name: str) -> Iterator[None]:
+        """See whether the block changes a gradient; until it has done so once, since looking costs time."""
+        if name in self.acted:
+            yield
+            return
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        before = torch._foreach_norm(gradients)
+        yield
+        pairs = zip(before, torch._foreach_norm(gradients), strict=True)
+        if any(bool(old != new) for old, new in pairs):
+            self.acted.add(name)
 
 
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
