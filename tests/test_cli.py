@@ -171,3 +171,11 @@ def test_a_study_runs_where_the_standard_streams_are_closed(tmp_path):
     closing = "import os, sys; os.closerange(0, 3); os.execv(sys.executable, sys.argv[1:])"
     assert subprocess.run([sys.executable, "-c", closing, *command], check=False).returncode == 0
     assert (tmp_path / "study" / "report.html").exists()
+
+
+def test_a_fit_says_which_setting_had_no_effect(tmp_path):
+    done = homeostat("fit", "digits", "--epochs", "1", "--set", "mix_alpha=0.2", "--set", "adapt=bn", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "! mix_alpha has no effect: nothing is mixed" in done.stdout
+    assert "! adapt='bn' found no batch normalization" in done.stdout
+    assert "Warning" not in done.stderr

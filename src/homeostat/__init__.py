@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from homeostat.parts.clip import adaptive_clip_grad_ as adaptive_clip_grad_
     from homeostat.parts.clip import clip_grad_norm_ as clip_grad_norm_
     from homeostat.parts.clip import clip_grad_value_ as clip_grad_value_
+    from homeostat.parts.corrupt import CORRUPTIONS as CORRUPTIONS
     from homeostat.parts.corrupt import corrupt as corrupt
     from homeostat.parts.dropout import absorb_dropout_scale_ as absorb_dropout_scale_
     from homeostat.parts.ensemble import mc_dropout as mc_dropout
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CORRUPTIONS": "homeostat.parts.corrupt",
     "Design": "homeostat.study.design",
     "EarlyStopping": "homeostat.parts.stopping",
     "Factor": "homeostat.study.factors",

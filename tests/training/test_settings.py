@@ -1,5 +1,6 @@
 """Every part as a setting of a recipe: it acts, on what it should act on, and leaves the rest of a fit alone."""
 
+import math
 import warnings
 from typing import get_args
 
@@ -93,6 +94,30 @@ def test_a_resumed_fit_with_every_setting_equals_an_undisturbed_one(color_task, 
     assert same == {name: value for name, value in resumed.metrics.items() if name != "seconds_per_epoch"}
 
 
+@pytest.mark.parametrize("schedule", ["ramp", "early"])
+def test_a_finished_fit_that_is_opened_again_predicts_the_same(color_task, tmp_path, schedule):
+    """As after a kill between the last checkpoint and the report: no epoch is left that would set probabilities."""
+    recipe = quick(dropout=0.4, dropout_schedule=schedule, mc_samples=4, patience=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoEffectWarning)  # early has switched dropout off
+        first, again = (fit(color_task, recipe, 0, directory=tmp_path) for _ in range(2))
+    assert first.metrics == again.metrics
+    assert [module.p for module in first.model.modules() if isinstance(module, fast.Dropout)] == [0.4]
+
+
+def test_a_schedule_leaves_a_given_model_with_its_own_probabilities(color_task):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 8), nn.Dropout(0.4), nn.Linear(8, 3))
+    fit(color_task, Recipe(epochs=3, dropout_schedule="early"), model=model)
+    assert model[2].p == 0.4
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(color_task, Recipe(epochs=3, dropout_schedule="ramp"), model=model, on_epoch=stop)
+    assert model[2].p == 0.4
+
+
 def test_soft_thresholds_make_exact_zeros(color_task):
     dense, sparse = (fit(color_task, quick(l1_proximal=strength), 0).model for strength in (0.0, 0.3))
     assert not any((p == 0).any() for p in dense.parameters() if p.ndim > 1)
@@ -107,6 +132,16 @@ def test_mixed_targets_are_probabilities_of_the_two_classes(color_task):
     assert targets.shape == (12, 3)
     assert torch.allclose(targets.sum(1), torch.ones(12))
     assert bool(((targets > 0).sum(1) <= 2).all())
+
+
+def test_augmenting_does_not_change_which_examples_are_mixed(color_task):
+    x, y = color_task.train.head(12)
+
+    def targets(**settings):
+        streams = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+        return Inputs(color_task, quick(mix="mixup", **settings), CPU).for_training(x, y, *streams)[1]
+
+    assert torch.equal(targets(), targets(augment="crop+flip"))
 
 
 def test_numbers_to_be_predicted_are_mixed_too(regression_task):
@@ -195,6 +230,15 @@ def test_a_recipe_knows_the_names_that_the_parts_know():
     assert set(get_args(residual[0])) == set(init.RESIDUALS)
 
 
+def test_the_gain_of_an_initialization_is_a_setting(color_task):
+    stds = [
+        build_model(color_task, Recipe(model="mlp", init="he_normal", init_gain=gain), 0)[1].weight.std().item()
+        for gain in (None, 1.0, 2.0)
+    ]
+    assert stds[1] / stds[0] == pytest.approx(math.sqrt(1 / 2), rel=1e-5)
+    assert stds[2] / stds[1] == pytest.approx(2, rel=1e-5)
+
+
 def test_residual_needs_an_initialization():
     with pytest.raises(InvalidValue, match="residual must be left out where init is keep"):
         Recipe(residual="zero")
@@ -227,6 +271,17 @@ def test_corruption_reaches_validation_and_test_images_alone(color_task):
     assert other.standardization is color_task.standardization
 
 
+def test_corruptions_that_were_used_last_are_kept_within_bounds(color_task, monkeypatch):
+    names = ["contrast:1", "contrast:2", "contrast:3"]
+    first = [corrupted(color_task, name) for name in names]
+    assert all(corrupted(color_task, name) is task for name, task in zip(names, first, strict=True))
+    monkeypatch.setattr("homeostat.training.inputs._KEPT", first[0].valid.x.nbytes * 4)  # two tasks of two equal splits
+    corrupted(color_task, names[0])
+    corrupted(color_task, "contrast:4")
+    assert corrupted(color_task, names[0]) is first[0]
+    assert corrupted(color_task, names[1]) is not first[1]
+
+
 def test_corruption_leaves_training_alone_and_costs_accuracy(color_task):
     clean, noisy = (fit(color_task, quick(corruption=name), 0) for name in ("none", "gaussian_noise:5"))
     assert torch.equal(weights(clean), weights(noisy))
@@ -248,6 +303,114 @@ def test_adaptation_changes_predictions_and_not_the_model(color_task, adapt):
         assert torch.equal(buffer, adapted.model.get_buffer(name)), name
     assert adapted.metrics["test_loss"] != plain.metrics["test_loss"]
     assert adapted.metrics["train_loss"] == plain.metrics["train_loss"]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, x, y):
+        self.x, self.y = x.float() / 255, y
+
+    def __iter__(self):
+        return iter(zip(self.x, self.y, strict=True))
+
+
+@pytest.mark.parametrize("adapt", ["bn", "tent"])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_examples_that_come_alone_adapt_with_others(color_task, adapt, size):
+    """A stream's own batches, the last one of one example."""
+    splits = ((color_task.train.head(count), size) for count, size in ((48, 8), (17, size), (17, size)))
+    loaders = tuple(torch.utils.data.DataLoader(Stream(*pair), batch_size=size) for pair, size in splits)
+    task = Task(data=loaders, classes=3, default_model="cnn")
+    fitted = fit(task, quick(norm="batch", adapt=adapt), 0)
+    assert all(torch.tensor(fitted.metrics[name]).isfinite() for name in ("valid_loss", "test_loss"))
+
+
+def test_every_example_is_measured_once_when_adapting(color_task):
+    """A user's DataLoader may leave out the last batch of training, and of nothing else."""
+    data = torch.utils.data
+    pairs = [data.TensorDataset(x.float() / 255, y) for x, y in (color_task.train.head(n) for n in (48, 45, 45))]
+    seen = []
+
+    def metric(outputs, targets):
+        seen.append(len(targets))
+        return 0.0
+
+    loaders = tuple(data.DataLoader(pair, batch_size=32, shuffle=True, drop_last=True) for pair in pairs)
+    task = Task(data=loaders, classes=3, default_model="cnn", metric=metric, goal="minimize")
+    fit(task, quick(norm="batch", adapt="bn"), 0)
+    assert seen[-2:] == [45, 45]
+
+
+def test_a_split_of_one_example_cannot_adapt(color_task):
+    x, y = color_task.train.head(3)
+    task = Task(data=((x, y), (x[:1], y[:1]), (x, y)), classes=3, default_model="cnn")
+    with pytest.raises(InvalidValue, match="adapt must be none for this validation and test split"):
+        Objective(task).check([{"adapt": "bn", "norm": "batch"}])
+
+
+def test_tent_without_scales_and_shifts_says_so_and_predicts_as_the_model_does(color_task):
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 3))
+
+    task = Task(data=color_task.data, model=build, name="patterns")
+    with pytest.warns(NoEffectWarning, match="no batch normalization with a scale or shift"):
+        tent = fit(task, Recipe(epochs=1, adapt="tent"), 0)
+    assert tent.metrics["test_loss"] == fit(task, Recipe(epochs=1), 0).metrics["test_loss"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"dropout_kind": "gaussian"}, "dropout_kind"),
+        ({"dropout_where": "all"}, "dropout_where"),
+        ({"dropout_schedule": "ramp"}, "dropout_schedule"),
+        ({"mix_alpha": 0.2}, "mix_alpha"),
+        ({"strip": 3}, "strip"),
+        ({"min_delta": 0.1}, "min_delta"),
+        ({"init": "he", "residual": "zero"}, "residual"),
+        ({"clip_value": 1e6}, "clip_value"),
+        ({"clip_adaptive": 1e6}, "clip_adaptive"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_that_nothing_comes_of_warns_and_changes_nothing(color_task, settings, named):
+    with pytest.warns(NoEffectWarning, match=f"^{named}.*(has no effect|never acted)"):
+        fitted = fit(color_task, quick(**settings), 0)
+    plain = {key: value for key, value in settings.items() if key != named}
+    assert torch.equal(weights(fitted), weights(fit(color_task, quick(**plain), 0)))
+
+
+def test_a_factor_that_never_has_an_effect_is_refused_before_a_study_starts(color_task):
+    objective = Objective(color_task, quick())
+    with pytest.raises(InvalidValue, match="adapt has no effect in any treatment: the model has no batch norm"):
+        objective.check([{"adapt": "none"}, {"adapt": "tent"}])
+    with pytest.raises(InvalidValue, match="mc_samples has no effect in any treatment: there is no dropout"):
+        objective.check([{"mc_samples": samples, "lr": lr} for samples in (0, 4) for lr in (0.1, 0.2)])
+    objective.check([{"adapt": adapt, "norm": norm} for adapt in ("none", "tent") for norm in ("none", "batch")])
+    objective.check([{"dropout_kind": kind, "dropout": p} for kind in ("element", "gaussian") for p in (0, 0.2)])
+
+
+def test_clipping_that_acted_before_a_resume_is_not_said_to_have_had_no_effect(color_task, tmp_path):
+    recipe = quick(clip_value=1e-3, clip_adaptive=1e-3)
+    fit(color_task, recipe, 0, directory=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(color_task, recipe, 0, directory=tmp_path)
+
+
+def test_a_model_that_draws_while_it_runs_is_initialized_by_the_seed_alone(color_task):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3 * 28 * 28, 3)
+
+        def forward(self, input):
+            return self.layer(input.flatten(1) + torch.randn(3 * 28 * 28))
+
+    task = Task(data=color_task.data, model=Noisy)
+    first = build_model(task, Recipe(init="lsuv"), 0)
+    before = torch.get_rng_state()
+    assert torch.equal(build_model(task, Recipe(init="lsuv"), 0).layer.weight, first.layer.weight)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from homeostat.parts.modes import drop_probability
 from homeostat.training.evaluation import lacks_adaptable
 from homeostat.training.recipe import Recipe
 
+_FANLESS = ("normal", "trunc_normal", "constant", "zeros", "lsuv")
 _NO_DROPOUT = "there is no dropout: set dropout, such as dropout=0.2"
 
 
@@ -39,6 +40,7 @@ def idle_settings(recipe: Recipe, model: nn.Module, built_in: bool) -> dict[str,
         "mix_alpha": "" if recipe.mix != "none" else "nothing is mixed: set mix, such as mix=mixup",
         "strip": "" if stops else "neither pq_alpha nor up_strips is set: set one",
         "min_delta": "" if recipe.stops_early else "nothing stops early: set patience, such as patience=5",
+        "init_gain": f"{recipe.init} has no fan to scale by" if recipe.init in _FANLESS else "",
         "residual": "" if branches else "the model has no residual branches: set model=resnet",
         "bn_statistics": "" if measured else "the model has no batch normalization: set norm=batch",
         "adapt": f"the model has {unmet}: set norm=batch" if unmet else "",

@@ -211,6 +211,7 @@ def build_model(task: Task, recipe: Recipe, seed: int) -> nn.Module:
                 sample=sample,
                 generator=generator,
                 activation=activation,
+                gain=recipe.init_gain,
                 residual=recipe.residual,
             )
         if not done:

@@ -61,6 +61,7 @@ class Recipe(BaseModel):
     widths: tuple[int, ...] | None = Field(None, description="units per hidden layer (mlp) or channels per stage")
     depth: int | None = Field(None, description="weight layers of resnet and plain: 8, 14, 20, ... (6n + 2)")
     init: Init = Field("keep", description="initialization of linear and convolution weights; keep: PyTorch's")
+    init_gain: float | None = Field(None, gt=0, description="times 1/√fan: the deviation; none: the scheme's own gain")
     residual: Literal["keep", "scaled", "zero", "fixup"] | None = Field(
         None, description="how init treats residual branches; none: as the scheme does"
     )
@@ -133,6 +134,7 @@ class Recipe(BaseModel):
         "clip_adaptive",
         "lr",
         "patience",
+        "init_gain",
         "residual",
         "gl_alpha",
         "pq_alpha",
@@ -217,9 +219,10 @@ class Recipe(BaseModel):
                 self.warmup_epochs,
                 "Lengthen training.",
             )
-        if self.residual is not None and self.init == "keep":
-            cure = "It belongs to an initialization: set init, such as init=he."
-            raise invalid("Recipe", "residual", "be left out where init is keep", self.residual, cure)
+        for name in ("init_gain", "residual"):
+            if getattr(self, name) is not None and self.init == "keep":
+                cure = "It belongs to an initialization: set init, such as init=he."
+                raise invalid("Recipe", name, "be left out where init is keep", getattr(self, name), cure)
         if self.mc_samples and self.adapt != "none":
             cure = "Averaging over masks and adapting are two ways to predict: choose one."
             raise invalid("Recipe", "mc_samples", "be 0 where adapt is not none", self.mc_samples, cure)

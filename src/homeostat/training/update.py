@@ -121,10 +121,10 @@ class Update:
     @contextmanager
     def _watching(self, name: str) -> Iterator[None]:
         """See whether the block changes a gradient; until it has done so once, since looking costs time."""
-        if name in self.acted:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if name in self.acted or not gradients:
             yield
             return
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         before = torch._foreach_norm(gradients)
         yield
         pairs = zip(before, torch._foreach_norm(gradients), strict=True)
