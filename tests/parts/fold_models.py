@@ -8,9 +8,10 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from homeostat.parts.dataflow import record
-from homeostat.parts.fold import Folding, fold, folding
+from homeostat.parts.fold import Folding, fold, folding, plan_folding
 from homeostat.parts.fold.check import relative_difference
 from homeostat.parts.layers import call, named_tensors_in, untouched
 
@@ -93,3 +94,46 @@ def folded(model: nn.Module, sample: Any, count: int, stay: int = 0, rtol: float
         id(tensor) for tensor in (*new.parameters(), *new.buffers())
     }
     return new, plan
+
+
+def reason(model: nn.Module, sample: object) -> str:
+    """Why the only norm of a model stays."""
+    settle(model)
+    plan = plan_folding(model, sample)
+    assert not plan.folded
+    assert len(plan.refused) == 1
+    return plan.refused[0].reason
+
+
+class Calls(nn.Module):
+    """A model made of a function of itself, for forwards of one line."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.function = forward
+
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)
+
+
+class Functional(nn.Module):
+    """Everything by torch.nn.functional, with parameters of its own."""
+
+    def __init__(self, channels, name="running_mean"):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(channels, channels, 3, 3) * 0.2)
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.inner = nn.ReLU()
+        self.note = "kept"
+
+    def forward(self, x, residual=None, scale=1.0):
+        y = F.conv2d(x, self.kernel, padding=1)
+        y = F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, 1e-3)
+        y = F.dropout(y, 0.5, self.training)
+        if residual is not None:
+            y = y + residual
+        return self.inner(y) * scale
