@@ -55,7 +55,7 @@ def index(pages: dict[Path, str]) -> str:
 def entry(name: str) -> str:
     """One function or class: signature, docstring, and a class's public methods."""
     thing = find(name)
-    lines = [f"### `{_called(name)}`", "", "```python", signature(name, thing), "```", "", markdown(thing), ""]
+    lines = [f"### `{_called(name)}`", "", "```text", signature(name, thing), "```", "", markdown(thing), ""]
     if inspect.isclass(thing):
         for method_name, method in vars(thing).items():
             documented = not method_name.startswith("_") and inspect.isfunction(method) and method.__doc__
