@@ -29,3 +29,16 @@ def regression_task():
         x = torch.randn(count, 3, generator=generator)
         splits.append((x, x @ torch.tensor([1.0, -2.0, 0.5]) + 0.1 * torch.randn(count, generator=generator)))
     return Task(data=tuple(splits), loss="mse", name="plane")
+
+
+@pytest.fixture(scope="session")
+def color_task():
+    """Three classes of 28x28 color images: large enough to corrupt."""
+    generator = torch.Generator().manual_seed(3)
+    patterns = torch.rand(3, 3, 28, 28, generator=generator) * 160
+
+    def split(count):
+        labels = torch.arange(count) % 3
+        return (patterns[labels] + torch.rand(count, 3, 28, 28, generator=generator) * 90).to(torch.uint8), labels
+
+    return Task(data=(split(48), split(24), split(24)), name="patterns", default_model="cnn")

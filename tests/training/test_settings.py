@@ -6,12 +6,13 @@ from typing import get_args
 
 import pytest
 import torch
+from quick_fits import quick, weights
 from torch import nn
 
 from homeostat import nn as fast
 from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning
 from homeostat.parts import activation, dropout, init, norm
-from homeostat.training.inputs import Inputs, corrupted
+from homeostat.training.inputs import Inputs
 from homeostat.training.loop import fit
 from homeostat.training.models import build_model
 from homeostat.training.objective import Objective
@@ -19,27 +20,6 @@ from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def color_task():
-    """Three classes of 28x28 color images: large enough to corrupt."""
-    generator = torch.Generator().manual_seed(3)
-    patterns = torch.rand(3, 3, 28, 28, generator=generator) * 160
-
-    def split(count):
-        labels = torch.arange(count) % 3
-        return (patterns[labels] + torch.rand(count, 3, 28, 28, generator=generator) * 90).to(torch.uint8), labels
-
-    return Task(data=(split(48), split(24), split(24)), name="patterns", default_model="cnn")
-
-
-def quick(**settings):
-    return Recipe(epochs=2, batch_size=16, lr=0.01, widths=(8,), **settings)
-
-
-def weights(fitted):
-    return torch.cat([parameter.detach().flatten() for parameter in fitted.model.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -244,159 +224,6 @@ def test_residual_needs_an_initialization():
         Recipe(residual="zero")
 
 
-@pytest.mark.parametrize("estimator", ["minibatch", "pooled"])
-def test_statistics_measured_after_training_replace_the_running_ones(color_task, estimator):
-    running = fit(color_task, quick(norm="batch"), 0)
-    measured = fit(color_task, quick(norm="batch", bn_statistics=estimator), 0)
-    assert torch.equal(weights(running), weights(measured))
-    means = [next(m for m in f.model.modules() if isinstance(m, fast.BatchNorm2d)) for f in (running, measured)]
-    x = color_task.prepare(color_task.train.head(48)[0])
-    exact = running.model[0](x).mean((0, 2, 3))
-    assert torch.allclose(means[1].running_mean, exact, atol=1e-4)
-    assert not torch.allclose(means[0].running_mean, exact, atol=1e-4)
-    assert running.history[-1]["valid_loss"] == measured.history[-1]["valid_loss"]
-    assert running.metrics["valid_loss"] != measured.metrics["valid_loss"]
-
-
-def test_corruption_reaches_validation_and_test_images_alone(color_task):
-    other = corrupted(color_task, "gaussian_noise:5")
-    assert other.train is color_task.train
-    assert corrupted(color_task, "gaussian_noise:5") is other
-    for split in ("valid", "test"):
-        clean, noisy = getattr(color_task, split), getattr(other, split)
-        assert torch.equal(clean.y, noisy.y)
-        assert not torch.equal(clean.x, noisy.x)
-        assert noisy.x.dtype == torch.uint8
-    assert not torch.equal(other.valid.x, other.test.x)
-    assert other.standardization is color_task.standardization
-
-
-def test_corruptions_that_were_used_last_are_kept_within_bounds(color_task, monkeypatch):
-    names = ["contrast:1", "contrast:2", "contrast:3"]
-    first = [corrupted(color_task, name) for name in names]
-    assert all(corrupted(color_task, name) is task for name, task in zip(names, first, strict=True))
-    monkeypatch.setattr("homeostat.training.inputs._KEPT", first[0].valid.x.nbytes * 4)  # two tasks of two equal splits
-    corrupted(color_task, names[0])
-    corrupted(color_task, "contrast:4")
-    assert corrupted(color_task, names[0]) is first[0]
-    assert corrupted(color_task, names[1]) is not first[1]
-
-
-def test_corruption_leaves_training_alone_and_costs_accuracy(color_task):
-    clean, noisy = (fit(color_task, quick(corruption=name), 0) for name in ("none", "gaussian_noise:5"))
-    assert torch.equal(weights(clean), weights(noisy))
-    assert noisy.metrics["test_loss"] > clean.metrics["test_loss"]
-    assert noisy.metrics["train_loss"] == clean.metrics["train_loss"]
-
-
-def test_corruption_needs_pixels(regression_task):
-    with pytest.raises(InvalidValue, match="corruption must be none unless the data are uint8 images"):
-        fit(regression_task, Recipe(corruption="fog:3", epochs=1))
-
-
-@pytest.mark.parametrize("adapt", ["bn", "tent"])
-def test_adaptation_changes_predictions_and_not_the_model(color_task, adapt):
-    settings = {"norm": "batch", "corruption": "contrast:5"}
-    plain, adapted = (fit(color_task, quick(adapt=kind, **settings), 0) for kind in ("none", adapt))
-    assert torch.equal(weights(plain), weights(adapted))
-    for name, buffer in plain.model.named_buffers():
-        assert torch.equal(buffer, adapted.model.get_buffer(name)), name
-    assert adapted.metrics["test_loss"] != plain.metrics["test_loss"]
-    assert adapted.metrics["train_loss"] == plain.metrics["train_loss"]
-
-
-class Stream(torch.utils.data.IterableDataset):
-    def __init__(self, x, y):
-        self.x, self.y = x.float() / 255, y
-
-    def __iter__(self):
-        return iter(zip(self.x, self.y, strict=True))
-
-
-@pytest.mark.parametrize("adapt", ["bn", "tent"])
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_examples_that_come_alone_adapt_with_others(color_task, adapt, size):
-    """A stream's own batches, the last one of one example."""
-    splits = ((color_task.train.head(count), size) for count, size in ((48, 8), (17, size), (17, size)))
-    loaders = tuple(torch.utils.data.DataLoader(Stream(*pair), batch_size=size) for pair, size in splits)
-    task = Task(data=loaders, classes=3, default_model="cnn")
-    fitted = fit(task, quick(norm="batch", adapt=adapt), 0)
-    assert all(torch.tensor(fitted.metrics[name]).isfinite() for name in ("valid_loss", "test_loss"))
-
-
-def test_every_example_is_measured_once_when_adapting(color_task):
-    """A user's DataLoader may leave out the last batch of training, and of nothing else."""
-    data = torch.utils.data
-    pairs = [data.TensorDataset(x.float() / 255, y) for x, y in (color_task.train.head(n) for n in (48, 45, 45))]
-    seen = []
-
-    def metric(outputs, targets):
-        seen.append(len(targets))
-        return 0.0
-
-    loaders = tuple(data.DataLoader(pair, batch_size=32, shuffle=True, drop_last=True) for pair in pairs)
-    task = Task(data=loaders, classes=3, default_model="cnn", metric=metric, goal="minimize")
-    fit(task, quick(norm="batch", adapt="bn"), 0)
-    assert seen[-2:] == [45, 45]
-
-
-def test_a_split_of_one_example_cannot_adapt(color_task):
-    x, y = color_task.train.head(3)
-    task = Task(data=((x, y), (x[:1], y[:1]), (x, y)), classes=3, default_model="cnn")
-    with pytest.raises(InvalidValue, match="adapt must be none for this validation and test split"):
-        Objective(task).check([{"adapt": "bn", "norm": "batch"}])
-
-
-def test_tent_without_scales_and_shifts_says_so_and_predicts_as_the_model_does(color_task):
-    def build():
-        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 3))
-
-    task = Task(data=color_task.data, model=build, name="patterns")
-    with pytest.warns(NoEffectWarning, match="no batch normalization with a scale or shift"):
-        tent = fit(task, Recipe(epochs=1, adapt="tent"), 0)
-    assert tent.metrics["test_loss"] == fit(task, Recipe(epochs=1), 0).metrics["test_loss"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"dropout_kind": "gaussian"}, "dropout_kind"),
-        ({"dropout_where": "all"}, "dropout_where"),
-        ({"dropout_schedule": "ramp"}, "dropout_schedule"),
-        ({"mix_alpha": 0.2}, "mix_alpha"),
-        ({"strip": 3}, "strip"),
-        ({"min_delta": 0.1}, "min_delta"),
-        ({"init": "he", "residual": "zero"}, "residual"),
-        ({"clip_value": 1e6}, "clip_value"),
-        ({"clip_adaptive": 1e6}, "clip_adaptive"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_setting_that_nothing_comes_of_warns_and_changes_nothing(color_task, settings, named):
-    with pytest.warns(NoEffectWarning, match=f"^{named}.*(has no effect|never acted)"):
-        fitted = fit(color_task, quick(**settings), 0)
-    plain = {key: value for key, value in settings.items() if key != named}
-    assert torch.equal(weights(fitted), weights(fit(color_task, quick(**plain), 0)))
-
-
-def test_a_factor_that_never_has_an_effect_is_refused_before_a_study_starts(color_task):
-    objective = Objective(color_task, quick())
-    with pytest.raises(InvalidValue, match="adapt has no effect in any treatment: the model has no batch norm"):
-        objective.check([{"adapt": "none"}, {"adapt": "tent"}])
-    with pytest.raises(InvalidValue, match="mc_samples has no effect in any treatment: there is no dropout"):
-        objective.check([{"mc_samples": samples, "lr": lr} for samples in (0, 4) for lr in (0.1, 0.2)])
-    objective.check([{"adapt": adapt, "norm": norm} for adapt in ("none", "tent") for norm in ("none", "batch")])
-    objective.check([{"dropout_kind": kind, "dropout": p} for kind in ("element", "gaussian") for p in (0, 0.2)])
-
-
-def test_clipping_that_acted_before_a_resume_is_not_said_to_have_had_no_effect(color_task, tmp_path):
-    recipe = quick(clip_value=1e-3, clip_adaptive=1e-3)
-    fit(color_task, recipe, 0, directory=tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit(color_task, recipe, 0, directory=tmp_path)
-
-
 def test_a_model_that_draws_while_it_runs_is_initialized_by_the_seed_alone(color_task):
     class Noisy(nn.Module):
         def __init__(self):
@@ -411,29 +238,6 @@ def test_a_model_that_draws_while_it_runs_is_initialized_by_the_seed_alone(color
     before = torch.get_rng_state()
     assert torch.equal(build_model(task, Recipe(init="lsuv"), 0).layer.weight, first.layer.weight)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"adapt": "tent"}, {"adapt": "bn"}, {"bn_statistics": "pooled"}, {"mc_samples": 4}]
-)
-def test_what_finds_nothing_to_act_on_warns(color_task, settings):
-    with pytest.warns(NoEffectWarning):
-        fitted = fit(color_task, quick(**settings), 0)
-    assert fitted.metrics == pytest.approx(
-        fit(color_task, quick(), 0).metrics | {"seconds_per_epoch": fitted.metrics["seconds_per_epoch"]}
-    )
-
-
-def test_averaging_over_masks_changes_final_predictions_alone(color_task):
-    one, many = (fit(color_task, quick(dropout=0.5, mc_samples=samples), 0) for samples in (0, 16))
-    assert torch.equal(weights(one), weights(many))
-    assert one.history[-1]["valid_loss"] == many.history[-1]["valid_loss"]
-    assert one.metrics["test_loss"] != many.metrics["test_loss"]
-
-
-def test_entropy_needs_classes(regression_task):
-    with pytest.raises(InvalidValue, match="adapt must not be tent unless the loss is cross_entropy"):
-        Objective(regression_task).check([{"adapt": "tent"}])
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from homeostat.errors import invalid, invalid_type
 from homeostat.nn import functional as fast
 from homeostat.parts.dropout_layers import is_dropout
 from homeostat.parts.extended import Extended
+from homeostat.parts.modes import only_training
 from homeostat.parts.norm import is_norm
 
 Sample = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -334,7 +335,6 @@ def check_traceable(where: str, model: nn.Module) -> None:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, a random stream of its own; then everything as before."""
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -342,12 +342,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     try:
-        with seeds.isolated(0, "trace"), torch.no_grad():
-            model.eval()
+        with seeds.isolated(0, "trace"), torch.no_grad(), only_training(model, ()):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
