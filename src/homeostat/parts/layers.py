@@ -25,7 +25,6 @@ from homeostat.errors import invalid, invalid_type
 from homeostat.nn import functional as fast
 from homeostat.parts.dropout_layers import is_dropout
 from homeostat.parts.extended import Extended
-from homeostat.parts.modes import only_training
 from homeostat.parts.norm import is_norm
 
 Sample = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -335,6 +334,7 @@ def check_traceable(where: str, model: nn.Module) -> None:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, a random stream of its own; then everything as before."""
+    modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -342,9 +342,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     try:
-        with seeds.isolated(0, "trace"), torch.no_grad(), only_training(model, ()):
+        with seeds.isolated(0, "trace"), torch.no_grad():
+            model.eval()  # the model's own way, not the flags: a layer may insist on training mode, and must be seen to
             yield
     finally:
+        for module, training in modes:
+            module.training = training
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
