@@ -1,0 +1,78 @@
+"""Whether a training is ill, whatever the cause: judged by what it reached, never by its settings.
+
+A network that cannot do what a class prior, a linear model or the nearest neighbors do on the same data has something
+wrong with it, and so has one that diverges, or that after many passes has not learned its own training examples at all.
+Nothing here is random.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING
+
+from homeostat.doctor.arms import merit
+from homeostat.doctor.course import Course
+from homeostat.doctor.examples import Examples
+from homeostat.doctor.score import Score
+
+if TYPE_CHECKING:
+    from homeostat.doctor.baselines import Baselines
+
+MARGIN = 0.05
+"""The least difference of accuracy or R² that matters here: what benchmarks/doctor.py calls repaired is within it."""
+
+ERRORS = 3.0
+"""So many standard errors of a score are chance."""
+
+MANY_PASSES = 10.0
+"""After so many passes, and MANY_STEPS steps, a network that can learn does better than a constant."""
+
+MANY_STEPS = 100
+_LEARNED = 0.98  # of the first loss; a loss that is above it has hardly fallen
+_NEAR_PRIOR = 0.02
+
+
+def illness(course: Course, baselines: Baselines | None, score: Score, examples: tuple[Examples, Examples]) -> str:
+    """Why the training is ill, in a sentence with numbers; empty if nothing shows that it is."""
+    if course.error:
+        return f"It stops with an error: {course.error}"
+    if course.diverged is not None:
+        return f"The loss is not finite after {course.diverged} steps."
+    if not course.marks or score.kind == "other":
+        return _stuck(course)
+    if not math.isfinite(course.score):
+        return f"Its outputs are not finite after {course.steps} steps."
+    found = merit(course, course.steps, score, examples)
+    if baselines is None or not math.isfinite(baselines.best):
+        return _stuck(course)
+    chance = ERRORS * standard_error(baselines.best, score, len(examples[1]))
+    margin = max(MARGIN, chance)
+    what = f"{score.name} {course.score:.3g} after {course.steps} steps"
+    signal = baselines.best > baselines.prior + margin
+    if course.finished and signal and course.score < baselines.best - margin and found < baselines.best - margin:
+        return f"{what}, all of its training; {baselines.best_name} has {baselines.best:.3g}."
+    passed = course.marks[-1].epoch >= 1.0 and course.steps >= MANY_STEPS
+    if signal and passed and max(course.score, course.train_score) <= baselines.prior + _NEAR_PRIOR:
+        constant = f"no better than a constant answer ({baselines.prior:.3g})"
+        return f"{what}, {constant}; {baselines.best_name} has {baselines.best:.3g}."
+    return _stuck(course)
+
+
+def standard_error(value: float, score: Score, count: int) -> float:
+    """Of a share of `count` examples; R² gets that of a share, which is the right order of magnitude."""
+    share = min(max(value, 0.0), 1.0)
+    return math.sqrt(max(share * (1 - share), 0.25 / max(count, 1)) / max(count, 1))
+
+
+def _stuck(course: Course) -> str:
+    """Whether the loss has not fallen in many passes over the training data."""
+    if course.steps < MANY_STEPS or not course.marks or course.marks[-1].epoch < MANY_PASSES:
+        return ""
+    tenth = max(1, course.steps // 10)
+    first, last = statistics.median(course.losses[:tenth]), statistics.median(course.losses[-tenth:])
+    start = course.marks[0].train_loss
+    if last >= _LEARNED * first and last >= _LEARNED * start > 0:
+        passes = f"{course.marks[-1].epoch:.0f} passes"
+        return f"After {passes} the loss on the training data is {last:.4g}; it began with {start:.4g}."
+    return ""

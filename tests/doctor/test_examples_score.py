@@ -1,0 +1,155 @@
+"""What a split holds, and how outputs are judged."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from homeostat.doctor.budget import Budget, Deadline
+from homeostat.doctor.examples import examples_of
+from homeostat.doctor.score import score_of
+from homeostat.errors import HomeostatError
+
+X, Y = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 4
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
+
+
+class ShorterThanItSays(TensorDataset):
+    """A loader over it ends before its length is reached."""
+
+    def __len__(self):
+        return 80
+
+
+def ends_early():
+    class Loader(DataLoader):
+        def __iter__(self):
+            return iter(list(super().__iter__())[:2])
+
+    return Loader(TensorDataset(X, Y), batch_size=10)
+
+
+@pytest.mark.parametrize(
+    ("source", "count", "total"),
+    [
+        ((X, Y), 50, 50),
+        (TensorDataset(X, Y), 50, 50),
+        (DataLoader(TensorDataset(X, Y), batch_size=7), 50, 50),
+        (DataLoader(Stream(), batch_size=7), 50, 50),
+        (ends_early(), 20, 20),
+        (DataLoader([{"x": x, "label": y} for x, y in zip(X, Y, strict=True)], batch_size=7), 50, 50),
+    ],
+    ids=["tensors", "dataset", "loader", "stream", "ends early", "dicts"],
+)
+def test_every_kind_of_split_is_read(source, count, total):
+    found = examples_of(source, None, "train", Deadline())
+    assert (len(found), found.total) == (count, total)
+    inputs = found.inputs["x"] if isinstance(found.inputs, dict) else found.inputs
+    assert torch.equal(inputs, X[:count])
+    assert torch.equal(found.targets, Y[:count])
+
+
+def test_reading_stops_at_the_deadline_with_one_batch():
+    found = examples_of(DataLoader(TensorDataset(X, Y), batch_size=7), None, "train", Deadline(0))
+    assert (len(found), found.total, found.complete) == (7, 50, False)
+
+
+def test_reading_leaves_global_random_state_alone():
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    examples_of(DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True), None, "train", Deadline())
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (7, "train must hold examples"),
+        ((X, Y[:3]), "as many inputs as targets"),
+        (DataLoader([(x, x, y) for x, y in zip(X, Y, strict=True)], batch_size=7), "unpack="),
+        (DataLoader([{"x": x, "z": y} for x, y in zip(X, Y, strict=True)], batch_size=7), "unpack="),
+        ([], "give at least one batch"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(source, message):
+    with pytest.raises(HomeostatError, match=message):
+        examples_of(source, None, "train", Deadline())
+
+
+def test_unpack_makes_pairs_of_anything():
+    loader = DataLoader([(x, x, y) for x, y in zip(X, Y, strict=True)], batch_size=7)
+    found = examples_of(loader, lambda batch: ((batch[0], batch[1]), batch[2]), "train", Deadline())
+    assert isinstance(found.inputs, tuple)
+    assert len(found.select(torch.tensor([3, 1]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "kind"),
+    [
+        (torch.randn(4, 3), torch.tensor([0, 2, 1, 1]), "multiclass"),
+        (torch.randn(4, 3), torch.eye(3)[[0, 2, 1, 1]], "multiclass"),
+        (torch.randn(4, 3, 2, 2), torch.zeros(4, 2, 2, dtype=torch.long), "multiclass"),
+        (torch.randn(4, 5, 3), torch.zeros(4, 5, dtype=torch.long), "multiclass"),
+        (torch.randn(4, 1), torch.tensor([[0.0], [1.0], [1.0], [0.0]]), "binary"),
+        (torch.randn(4), torch.tensor([0.0, 1.0, 1.0, 0.0]), "binary"),
+        (torch.randn(4, 1), torch.tensor([[-1.0], [1.0], [1.0], [-1.0]]), "binary"),
+        (torch.randn(4, 3), torch.tensor([[0.0, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 0]]), "multilabel"),
+        (torch.randn(4, 1), torch.tensor([[0.5], [1.0], [3.0], [0.0]]), "regression"),
+        (torch.randn(4, 3), torch.tensor([[[0.5]]] * 4), "other"),
+    ],
+)
+def test_the_task_is_read_off_outputs_and_targets(outputs, targets, kind):
+    assert score_of(None, outputs, targets).kind == kind
+
+
+def test_accuracy_with_class_numbers_one_hot_and_classes_elsewhere():
+    outputs = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 3.0, 1.0], [1.0, 0.0, 0.0]])
+    numbers = torch.tensor([0, 2, 1, 1])
+    assert score_of(None, outputs, numbers).of(outputs, numbers) == 0.75
+    one_hot = torch.eye(3)[numbers]
+    assert score_of(None, outputs, one_hot).of(outputs, one_hot) == 0.75
+    words = outputs[None].expand(2, 4, 3)
+    judge = score_of(None, words, numbers.expand(2, 4))
+    assert judge.of(words, numbers.expand(2, 4)) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("loss", "boundary"),
+    [(F.binary_cross_entropy_with_logits, 0.0), (F.mse_loss, 0.5), (F.l1_loss, 0.5), (nn.SoftMarginLoss(), 0.0)],
+)
+def test_the_loss_tells_where_yes_begins(loss, boundary):
+    targets = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+    if isinstance(loss, nn.SoftMarginLoss):
+        targets = 2 * targets - 1
+    outputs = torch.tensor([[-1.3], [0.4], [0.8], [0.2]])
+    assert score_of(None, outputs, targets, loss).boundary == pytest.approx(boundary, abs=0.026)
+
+
+def test_r2_is_one_for_the_targets_zero_for_their_mean_and_nan_for_nan():
+    targets = torch.tensor([[0.5], [1.0], [3.0], [0.0]])
+    judge = score_of(None, targets, targets)
+    assert judge.of(targets, targets) == 1.0
+    assert judge.of(targets.mean().expand(4, 1), targets) == pytest.approx(0.0)
+    assert math.isnan(judge.of(targets * math.nan, targets))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("30s", (30.0, None)), ("2m", (120.0, None)), (50, (None, 50)), (1.5, (1.5, None))]
+)
+def test_budgets(text, wanted):
+    budget = Budget.parse(text, "examine")
+    assert (budget.seconds, budget.steps) == wanted
+
+
+@pytest.mark.parametrize("wrong", ["soon", "-3s", 0, -1, True, None, math.inf, "0s"])
+def test_budgets_that_are_none(wrong):
+    with pytest.raises(HomeostatError, match="positive time or number of steps"):
+        Budget.parse(wrong, "examine")
