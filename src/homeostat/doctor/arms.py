@@ -17,6 +17,7 @@ from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score, score_of
 from homeostat.doctor.training import Training
 
+MOST_BYTES = 1 << 31  # of models that are held at once
 FEW = 30  # of so few validation examples a share says little: the training examples are counted with them
 
 
@@ -26,18 +27,12 @@ class Arm:
 
     changes: tuple[Change, ...]
     runner: Runner | None = None
+    """None where it could not be made, or was dropped."""
+    course: Course | None = None
     failed: str = ""
     """Why it could not be made."""
     stretch: float = 1.0
     """How many of its steps go with one of the unaltered training."""
-
-    @property
-    def course(self) -> Course | None:
-        return None if self.runner is None else self.runner.course
-
-    @property
-    def training(self) -> Training | None:
-        return None if self.runner is None else self.runner.training
 
 
 @dataclass
@@ -68,22 +63,37 @@ class Arms:
 
     def run(self, arm: Arm, steps: int, deadline: Deadline) -> Course | None:
         """Train an arm to the counterpart of `steps` steps of the unaltered training; None where it cannot be made."""
+        if arm.failed or self.reached(arm, steps):
+            return arm.course
+        if arm.runner is None:  # it was dropped, and begins again
+            made = self._made(arm.changes)
+            arm.runner, arm.course = made.runner, made.course
         if arm.runner is None:
             return None
-        return arm.runner.advance(max(1, round(steps * arm.stretch)), deadline)
+        return arm.runner.advance(_due(arm, steps), deadline)
+
+    def drop(self, arm: Arm) -> None:
+        """Let go of an arm's model; what happened to it stays known."""
+        arm.runner = None
+        if arm.course is not None:
+            arm.course.model = None
+
+    def room(self) -> int:
+        """How many arms may be held at once: with gradients and two moments each parameter is there four times."""
+        held = 4 * sum(parameter.nbytes for parameter in self.training.model.parameters())
+        return max(2, MOST_BYTES // max(1, held))
 
     def outcome(self, arm: Arm, steps: int) -> float:
         """How good the arm was at the counterpart of `steps`, in [-1, 1] for a score; -1 if it diverged before."""
         course = arm.course
         if course is None:
             return -math.inf
-        due = max(1, round(steps * arm.stretch))
-        return merit(course, due, self.score, self.examples)
+        return merit(course, _due(arm, steps), self.score, self.examples)
 
     def reached(self, arm: Arm, steps: int) -> bool:
         """Whether the arm was trained that far, or cannot go further."""
         course = arm.course
-        return course is not None and (course.ended or course.steps >= max(1, round(steps * arm.stretch)))
+        return course is not None and (course.ended or course.steps >= _due(arm, steps))
 
     def _made(self, changes: tuple[Change, ...]) -> Arm:
         training = self.training.copy()
@@ -102,7 +112,12 @@ class Arms:
             score = _score_for(training, examples[0], self.score)
         except Exception as error:
             return Arm(changes, failed=f"{type(error).__name__}: {error}")
-        return Arm(changes, Runner(training, examples, score, seed=self.seed, marks=marks), stretch=stretch)
+        runner = Runner(training, examples, score, seed=self.seed, marks=marks)
+        return Arm(changes, runner, runner.course, stretch=stretch)
+
+
+def _due(arm: Arm, steps: int) -> int:
+    return max(1, round(steps * arm.stretch))
 
 
 def merit(course: Course, step: int, score: Score, examples: tuple[Examples, Examples]) -> float:

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from homeostat.doctor.vitals import Vitals
 
 _CHUNK = 1024  # examples evaluated at once
-_MOST = 2000  # examples of a split that are measured at a mark: a standard error of at most 0.011
-_MARKS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)  # shares of the steps: denser where more happens
+_MOST = 2000  # validation examples that are measured at the end: a standard error of at most 0.011
+_FEWER = 1000  # at a mark on the way
+MEASURED_TRAIN = 500  # training examples at any mark
+_MARKS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the steps: denser where more happens
 
 
 class Mark(NamedTuple):
@@ -99,7 +101,7 @@ def mark_steps(total: int) -> list[int]:
 
     Example:
         >>> mark_steps(100)
-        [0, 2, 5, 10, 20, 35, 50, 65, 80, 90, 100]
+        [0, 5, 10, 20, 35, 50, 75, 100]
     """
     return sorted({round(share * total) for share in _MARKS})
 
@@ -156,7 +158,7 @@ class Runner:
     def _run(self, steps: int, deadline: Deadline, on_step: Callable[[int], None]) -> None:
         course = self.course
         if 0 in self._marks and not course.marks:
-            self._mark()
+            self._mark(_FEWER)
         while course.steps < steps and not course.ended:
             loss, clipped = _step(self.training, next(self._batches))
             course.losses.append(loss)
@@ -164,18 +166,18 @@ class Runner:
             if not math.isfinite(loss):
                 course.diverged = len(course.losses) - 1
                 return
-            if course.steps in self._marks:
-                self._mark()
+            if course.steps in self._marks and course.steps < steps:
+                self._mark(_FEWER)
             on_step(course.steps)
             if deadline.passed:
                 break
         if not course.marks or course.marks[-1].step < course.steps:
             self._mark()
 
-    def _mark(self) -> None:
+    def _mark(self, most: int = _MOST) -> None:
         step = self.course.steps
         per_epoch = self.training.steps_per_epoch(self._examples[0].total or len(self._examples[0]))
-        self.course.marks.append(measure(self.training, self._examples, self._score, step, step / per_epoch))
+        self.course.marks.append(measure(self.training, self._examples, self._score, step, step / per_epoch, most))
 
 
 def batches(training: Training, examples: Examples, seed: int) -> Iterator[Examples]:
@@ -198,12 +200,18 @@ def batches(training: Training, examples: Examples, seed: int) -> Iterator[Examp
 
 
 def measure(
-    training: Training, examples: tuple[Examples, Examples], score: Score, step: int = 0, epoch: float = 0.0
+    training: Training,
+    examples: tuple[Examples, Examples],
+    score: Score,
+    step: int = 0,
+    epoch: float = 0.0,
+    most: int = _MOST,
 ) -> Mark:
-    """Scores and losses of the model as it is, in evaluation mode, on a bounded number of examples of each split."""
+    """Scores and losses of the model as it is, in evaluation mode, on at most `most` validation examples."""
     with evaluating(training.model):
-        found = [_measured(training, split.head(_MOST), score) for split in examples]
-    return Mark(step, epoch, found[0][0], found[1][0], found[0][1], found[1][1])
+        train, train_loss = _measured(training, examples[0].head(MEASURED_TRAIN), score)
+        valid, valid_loss = _measured(training, examples[1].head(most), score)
+    return Mark(step, epoch, train, valid, train_loss, valid_loss)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from homeostat.doctor.watch import watch
 _Found = TypeVar("_Found")
 
 _FACTS = 0.25  # of the time: data, loss, baselines
-_TRIAL = 0.5  # of what is left after them: the trial; the rest is for interventions
+_TRIAL = 0.6  # of what is left after them: the trial; the rest is for interventions
 _TARGETS = 65_536  # targets from which a task is inferred
 
 

@@ -46,12 +46,13 @@ def illness(course: Course, baselines: Baselines | None, score: Score, examples:
     found = merit(course, course.steps, score, examples)
     if baselines is None or not math.isfinite(baselines.best):
         return _stuck(course)
-    chance = ERRORS * standard_error(baselines.best, score, len(examples[1]))
-    margin = max(MARGIN, chance)
+    margin = max(MARGIN, ERRORS * baselines.error(baselines.best))
     what = f"{score.name} {course.score:.3g} after {course.steps} steps"
     signal = baselines.best > baselines.prior + margin
     if course.finished and signal and course.score < baselines.best - margin and found < baselines.best - margin:
         return f"{what}, all of its training; {baselines.best_name} has {baselines.best:.3g}."
+    if course.finished and course.score < baselines.prior - margin and found < baselines.prior - margin:
+        return f"{what}, all of its training; a constant answer has {baselines.prior:.3g}."
     passed = course.marks[-1].epoch >= 1.0 and course.steps >= MANY_STEPS
     if signal and passed and max(course.score, course.train_score) <= baselines.prior + _NEAR_PRIOR:
         constant = f"no better than a constant answer ({baselines.prior:.3g})"
@@ -59,10 +60,15 @@ def illness(course: Course, baselines: Baselines | None, score: Score, examples:
     return _stuck(course)
 
 
-def standard_error(value: float, score: Score, count: int) -> float:
-    """Of a share of `count` examples; R² gets that of a share, which is the right order of magnitude."""
-    share = min(max(value, 0.0), 1.0)
-    return math.sqrt(max(share * (1 - share), 0.25 / max(count, 1)) / max(count, 1))
+def lags(course: Course, baselines: Baselines | None) -> bool:
+    """Whether a training that had no time to end is behind the baselines after at least one pass.
+
+    That is no illness: it may catch up. But a change that is ahead of it in as many steps tells something.
+    """
+    if course.finished or not course.marks or baselines is None or not math.isfinite(baselines.best):
+        return False
+    margin = max(MARGIN, ERRORS * baselines.error(baselines.best))
+    return course.marks[-1].epoch >= 1.0 and course.score < baselines.best - margin
 
 
 def _stuck(course: Course) -> str:

@@ -15,8 +15,9 @@ from homeostat.doctor.arms import Arm, Arms, squeezed
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.chart import Chart
+from homeostat.doctor.course import MEASURED_TRAIN
 from homeostat.doctor.finding import Finding, Proof
-from homeostat.doctor.health import MARGIN, illness, standard_error
+from homeostat.doctor.health import ERRORS, MARGIN, illness, lags
 from homeostat.doctor.rule import Rule, Suspect
 
 AS_GOOD = 0.5
@@ -84,10 +85,11 @@ def tried(chart: Chart, charges: Sequence[Charge], arms: Arms, deadline: Deadlin
         else:
             ground = ()
     base = arms.arm(ground)
-    if not chart.ill and not chart.course.finished:
+    if not chart.ill and not chart.course.finished and not lags(chart.course, chart.baselines):
         return verdicts  # a training that learns and has not ended proves nothing against anybody
     changes = [change for change in _proposed(charges, bool(chart.ill)) if change not in ground]
-    single = _race(arms, [arms.arm((*ground, change)) for change in changes], base, reached, deadline, say)
+    field = [arms.arm((*ground, change)) for change in changes[: arms.room()]]
+    single = _race(arms, field, base, reached, deadline, say)
     _convict(verdicts, chart, arms, single, base, reached)
     if chart.ill and not verdicts.proofs and len(changes) > 1 and not deadline.passed:
         _try_together(verdicts, chart, arms, ground, changes, base, deadline)
@@ -182,8 +184,8 @@ def _race(arms: Arms, field: list[Arm], base: Arm, steps: int, deadline: Deadlin
         done = goal
         if done >= steps:
             break
-        ranked = sorted(running, key=lambda arm: arms.outcome(arm, done), reverse=True)
-        running = ranked[: max(1, len(ranked) // 2)]
+        running = sorted(running, key=lambda arm: arms.outcome(arm, done), reverse=True)
+        running = running[: max(1, len(running) // 2)]
     return reached
 
 
@@ -193,8 +195,13 @@ def _convict(verdicts: Verdicts, chart: Chart, arms: Arms, reached: dict[Arm, in
     best = max(gains.values(), default=0.0)
     for arm, gain in gains.items():
         change, at = arm.changes[-1], reached[arm]
-        before = _outcome(chart, arms, base, at)
-        clear = _recovers(chart, before, gain) if chart.ill else at >= steps and _wins(chart, before, gain)
+        if chart.ill:
+            clear = _recovers(chart, _outcome(chart, arms, base, at), gain)
+        elif chart.course.finished:
+            clear = at >= steps and _wins(chart, _scores(chart, arms, base, at), _scores(chart, arms, arm, at))
+        else:  # it lags: what is ahead of its end with as many steps or fewer
+            end = _outcome(chart, arms, base, steps)
+            clear = _recovers(chart, end, _outcome(chart, arms, arm, at) - end)
         if clear and gain >= AS_GOOD * best:
             verdicts.proofs[change] = _proof(arms, arm, base, change, at)
         elif at >= steps:
@@ -205,15 +212,37 @@ def _recovers(chart: Chart, before: float, gain: float) -> bool:
     """Whether a gain is beyond what matters and beyond chance."""
     if chart.score.kind == "other":
         return gain > MARGIN * max(1.0, abs(before)) or (math.isinf(before) and gain > 0)
-    return gain >= MARGIN and gain >= 2 * standard_error(before, chart.score, _count(chart))
+    return gain >= MARGIN and gain >= 2 * _error(chart, before, len(chart.valid))
 
 
-def _wins(chart: Chart, before: float, gain: float) -> bool:
-    """The same for a training that is not ill: the margin, or half of the error, and beyond more than chance."""
+def _wins(chart: Chart, before: tuple[float, float], after: tuple[float, float]) -> bool:
+    """Whether a change wins clearly in a training that is not ill; pairs of validation and training scores.
+
+    It must gain the margin or halve the error beyond chance, on the validation data, or on the training data at no
+    cost on the others.
+    """
     if chart.score.kind == "other":
         return False
-    beyond = gain >= 3 * math.sqrt(2) * standard_error(before, chart.score, _count(chart))
-    return beyond and (gain >= MARGIN or gain >= HALVED * (1 - before))
+    counts = len(chart.valid), min(len(chart.train), MEASURED_TRAIN)
+    clear = []
+    for old, new, count in zip(before, after, counts, strict=True):
+        gain = new - old
+        clear.append(gain >= ERRORS * _error(chart, old, count) and (gain >= MARGIN or gain >= HALVED * (1 - old)))
+    return clear[0] or (clear[1] and after[0] >= before[0])
+
+
+def _error(chart: Chart, score: float, count: int) -> float:
+    """The standard error of a score, by chance in the examples; infinite where it is not known."""
+    error = math.nan if chart.baselines is None else chart.baselines.error(min(score, 1.0), count)
+    return error if math.isfinite(error) else math.inf
+
+
+def _scores(chart: Chart, arms: Arms, arm: Arm, steps: int) -> tuple[float, float]:
+    """Validation merit and training score at the counterpart of `steps`; -1 for one that diverged."""
+    course = arm.course
+    mark = None if course is None else course.at(max(1, round(steps * arm.stretch)))
+    train = -1.0 if mark is None or not math.isfinite(mark.train_score) else mark.train_score
+    return _outcome(chart, arms, arm, steps), train
 
 
 def _outcome(chart: Chart, arms: Arms, arm: Arm, steps: int) -> float:
@@ -221,11 +250,6 @@ def _outcome(chart: Chart, arms: Arms, arm: Arm, steps: int) -> float:
     outcome = arms.outcome(arm, steps)
     prior = math.nan if chart.baselines is None else chart.baselines.prior
     return max(outcome, squeezed(prior)) if math.isfinite(prior) else outcome
-
-
-def _count(chart: Chart) -> int:
-    """The number of examples behind a merit."""
-    return max(len(chart.valid), 1)
 
 
 def _note(
