@@ -249,9 +249,9 @@ class _Search:
         for change in reversed(arm.changes):
             fewer = self.arms.arm(tuple(other for other in arm.changes if other != change))
             self.arms.run(fewer, self.steps, self.deadline)
-            if not fewer.failed and self.arms.reached(fewer, self.steps):
-                if self._merit(fewer) >= self._merit(arm) - WORTH:
-                    arm = fewer
+            reached = not fewer.failed and self.arms.reached(fewer, self.steps)
+            if reached and self._merit(fewer) >= self._merit(arm) - WORTH:
+                arm = fewer
         return arm
 
     def _proposed(self, certainties: set[str], codes: set[str] | None = None) -> list[Change]:

@@ -1,0 +1,143 @@
+"""All rules, in the order in which they are asked and listed: causes before what they cause.
+
+A rule is registered by standing in this list, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from homeostat.doctor.rule import Rule
+from homeostat.doctor.rules.functions import MissingActivation, UnsuitedActivation
+from homeostat.doctor.rules.generalization import (
+    BelowBaseline,
+    Overfitting,
+    StrongDecay,
+    StrongDropout,
+    TooFewEpochs,
+    Underfitting,
+)
+from homeostat.doctor.rules.holdings import (
+    CoupledDecay,
+    MissingParameters,
+    MissingZeroGrad,
+    PenaltyDominates,
+    StaleParameters,
+)
+from homeostat.doctor.rules.init import (
+    BackwardFactor,
+    DuplicatedWeights,
+    ForwardFactor,
+    LargeBias,
+    OutputScale,
+    WeightScale,
+)
+from homeostat.doctor.rules.loss import (
+    BroadcastTargets,
+    CoupledExamples,
+    FlatLoss,
+    IgnoresOutputs,
+    IgnoresTargets,
+    OverflowingLoss,
+    SummedLoss,
+    WrongSign,
+)
+from homeostat.doctor.rules.loss_custom import UnsuitedLoss, UnsuitedOutputActivation
+from homeostat.doctor.rules.loss_outputs import (
+    MissingOutputActivation,
+    RedundantSoftmax,
+    SoftmaxWrongAxis,
+    UnreachableTargets,
+)
+from homeostat.doctor.rules.norm import (
+    BiasBeforeNorm,
+    DecayOnNorms,
+    DeepWithoutNorm,
+    DropoutBeforeBatchNorm,
+    NormOfOneValue,
+    SmallBatchInBatchNorm,
+)
+from homeostat.doctor.rules.norm_statistics import BatchOfOne, EvalModeWhileTraining, StaleStatistics, TrainEvalGap
+from homeostat.doctor.rules.optimizer import ExtremeMomentum, Maximizing, UnsuitedEps, UnsuitedOptimizer
+from homeostat.doctor.rules.rate import LearningRateTooHigh, LearningRateTooLow, UnsuitedBatchSize
+from homeostat.doctor.rules.signal import (
+    ConstantOutputs,
+    DeadUnits,
+    ExplodingActivations,
+    NonFinite,
+    RankCollapse,
+    SaturatedUnits,
+    VanishingActivations,
+)
+
+LOSS: tuple[type[Rule], ...] = (
+    IgnoresOutputs,
+    IgnoresTargets,
+    BroadcastTargets,
+    WrongSign,
+    SoftmaxWrongAxis,
+    MissingOutputActivation,
+    UnreachableTargets,
+    RedundantSoftmax,
+    UnsuitedLoss,
+    UnsuitedOutputActivation,
+    SummedLoss,
+    FlatLoss,
+    OverflowingLoss,
+    CoupledExamples,
+)
+DATA: tuple[type[Rule], ...] = ()
+INIT: tuple[type[Rule], ...] = (
+    DuplicatedWeights,
+    ForwardFactor,
+    BackwardFactor,
+    WeightScale,
+    OutputScale,
+    LargeBias,
+)
+OPTIMIZER: tuple[type[Rule], ...] = (
+    LearningRateTooHigh,
+    LearningRateTooLow,
+    Maximizing,
+    UnsuitedEps,
+    CoupledDecay,
+    PenaltyDominates,
+    StaleParameters,
+    MissingParameters,
+    MissingZeroGrad,
+    UnsuitedOptimizer,
+    ExtremeMomentum,
+    UnsuitedBatchSize,
+)
+NORM: tuple[type[Rule], ...] = (
+    BiasBeforeNorm,
+    DropoutBeforeBatchNorm,
+    SmallBatchInBatchNorm,
+    StaleStatistics,
+    TrainEvalGap,
+    DecayOnNorms,
+    DeepWithoutNorm,
+    BatchOfOne,
+    NormOfOneValue,
+    EvalModeWhileTraining,
+)
+SIGNAL: tuple[type[Rule], ...] = (
+    VanishingActivations,
+    ExplodingActivations,
+    DeadUnits,
+    SaturatedUnits,
+    ConstantOutputs,
+    RankCollapse,
+    NonFinite,
+    MissingActivation,
+    UnsuitedActivation,
+)
+GRADIENT: tuple[type[Rule], ...] = ()
+GENERALIZATION: tuple[type[Rule], ...] = (
+    Overfitting,
+    Underfitting,
+    TooFewEpochs,
+    StrongDropout,
+    StrongDecay,
+    BelowBaseline,
+)
+
+RULES: tuple[type[Rule], ...] = (*DATA, *LOSS, *INIT, *SIGNAL, *GRADIENT, *NORM, *OPTIMIZER, *GENERALIZATION)
