@@ -1,7 +1,8 @@
-"""Write the reference of every page in docs/parts from the docstrings, and the index of the pages.
+"""Write the reference of docs/doctor.md and every page in docs/parts from the docstrings, their index, and docs/rules.
 
-A page ends with `<!-- reference: dotted.name ... -->`; what follows is made here. `make docs` runs it; with --check it
-only says which pages are out of date, and exits with 1 if any is.
+Such a page ends with `<!-- reference: dotted.name ... -->`; what follows is made here. The pages of
+docs/rules are the docstrings of the doctor's rules. `make docs` runs it; with --check it only says which pages are out
+of date, and exits with 1 if any is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-PAGES = Path(__file__).parent / "parts"
+from homeostat.doctor.rulebook import families
+from homeostat.doctor.rulebook import markdown as markdown_of_rule
+from homeostat.doctor.rules import RULES
+
+DOCS = Path(__file__).parent
+PAGES, RULE_PAGES, GUIDE = DOCS / "parts", DOCS / "rules", DOCS / "doctor.md"
+_RULES_HEAD = (
+    "What the doctor looks for. A code stays what it is: its letters say what the rule is about. "
+    "`homeostat explain CODE` prints the same page. [The guide](../doctor.md) says how findings come about."
+)
 _MARK = re.compile(r"<!-- reference:(?P<names>[^>]*)-->\n?")
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Source|Example|Yields):", re.MULTILINE)
 
@@ -24,12 +34,21 @@ def main(check: bool) -> int:
     pages = sorted(page for page in PAGES.glob("*.md") if page.name != "README.md")
     wanted = {page: with_reference(page.read_text(encoding="utf-8")) for page in pages}
     wanted[PAGES / "README.md"] = index(wanted)
+    wanted[GUIDE] = with_reference(GUIDE.read_text(encoding="utf-8"))
+    wanted |= rule_pages()
     stale = [page for page, text in wanted.items() if not page.exists() or page.read_text(encoding="utf-8") != text]
-    for page in stale:
-        print(f"{'out of date' if check else 'written'}: docs/parts/{page.name}")
-        if not check:
+    left_over = [page for page in RULE_PAGES.glob("*.md") if page not in wanted]
+    for page in stale + left_over:
+        made = "removed" if page in left_over else "written"
+        print(f"{'out of date' if check else made}: docs/{page.relative_to(DOCS)}")
+        if check:
+            continue
+        if page in left_over:
+            page.unlink()
+        else:
+            page.parent.mkdir(exist_ok=True)
             page.write_text(wanted[page], encoding="utf-8")
-    return int(check and bool(stale))
+    return int(check and bool(stale or left_over))
 
 
 def with_reference(page: str) -> str:
@@ -50,6 +69,21 @@ def index(pages: dict[Path, str]) -> str:
         rows.append(f"| [{title.lstrip('# ')}]({page.name}) | {sentence} |")
     head = "Each page says what a part does, when it helps and when it hurts, and how to use it alone or as a factor."
     return "\n".join(["# The parts", "", head, "", "| part | what it is |", "|---|---|", *rows, ""])
+
+
+def rule_pages() -> dict[Path, str]:
+    """A page for each of the doctor's rules, and the list of them by family."""
+    codes = [rule.code for rule in RULES]
+    grouped = families(RULES)
+    pages = {
+        RULE_PAGES / f"{page.code}.md": markdown_of_rule(page, codes) for family in grouped for page in family.pages
+    }
+    lines = ["# The rules", "", _RULES_HEAD, ""]
+    for family in grouped:
+        lines += [f"## {family.letters}: {family.title}", "", "| rule | what it is |", "|---|---|"]
+        lines += [f"| [{page.code}]({page.code}.md) `{page.slug}` | {page.summary} |" for page in family.pages]
+        lines.append("")
+    return {**pages, RULE_PAGES / "README.md": "\n".join(lines)}
 
 
 def entry(name: str) -> str:
@@ -114,6 +148,8 @@ def _as_item(text: str) -> str:
 
 def _called(name: str) -> str:
     """The name as a user writes it."""
+    if name.startswith("homeostat.doctor."):
+        return f"hs.{name.rpartition('.')[2]}"
     return name.replace("homeostat.parts.", "").replace("homeostat.training.", "").replace("homeostat.", "")
 
 

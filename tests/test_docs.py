@@ -1,4 +1,4 @@
-"""The pages of docs/parts: their order, their examples, and that their reference is what the docstrings say."""
+"""The pages of docs: their order, their examples, their links, and that what docstrings say is in them."""
 
 import doctest
 import re
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from homeostat.doctor.rulebook import SECTIONS
+from homeostat.doctor.rules import RULES
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page for page in (DOCS / "parts").glob("*.md") if page.name != "README.md")
@@ -45,6 +48,28 @@ def test_examples_run(page: Path) -> None:
     output: list[str] = []
     result = doctest.DocTestRunner(optionflags=FLAGS).run(examples, out=output.append)
     assert result.failed == 0, "".join(output)
+
+
+def test_the_examples_of_the_doctors_guide_run() -> None:
+    prose = (DOCS / "doctor.md").read_text(encoding="utf-8").partition("\n## Reference")[0]
+    output: list[str] = []
+    examples = doctest.DocTestParser().get_doctest(prose, {}, "doctor.md", None, 0)
+    result = doctest.DocTestRunner(optionflags=FLAGS).run(examples, out=output.append)
+    assert result.attempted > 10
+    assert result.failed == 0, "".join(output)
+
+
+def test_every_rule_has_a_page_with_its_sections_in_their_order() -> None:
+    for rule in RULES:
+        text = (DOCS / "rules" / f"{rule.code}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {rule.code} `{rule.slug}`\n")
+        assert tuple(re.findall(r"^## (.+)$", text, re.MULTILINE)) == SECTIONS
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]:
+        for target in re.findall(r"\]\(([\w./-]+\.\w+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
 
 
 def test_references_are_what_the_docstrings_say() -> None:

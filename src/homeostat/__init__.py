@@ -1,4 +1,4 @@
-"""homeostat keeps neural networks healthy while they train: parts, fits and studies for PyTorch.
+"""homeostat keeps neural networks healthy while they train: a doctor, parts, fits and studies for PyTorch.
 
 The names below are loaded when they are first used, so that importing the package costs nothing.
 """
@@ -9,8 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from homeostat import doctor as doctor
     from homeostat import kernels as kernels
     from homeostat import nn as nn
+    from homeostat.doctor.examine import Examination as Examination
+    from homeostat.doctor.examine import examine as examine
+    from homeostat.doctor.finding import Finding as Finding
+    from homeostat.doctor.repair import Repair as Repair
+    from homeostat.doctor.repair import repair as repair
+    from homeostat.doctor.training import Training as Training
+    from homeostat.doctor.watch import watch as watch
     from homeostat.errors import HomeostatError as HomeostatError
     from homeostat.errors import NoEffectWarning as NoEffectWarning
     from homeostat.kernels.moments import moments as moments
@@ -62,23 +70,28 @@ _HOMES = {
     "CORRUPTIONS": "homeostat.parts.corrupt",
     "Design": "homeostat.study.design",
     "EarlyStopping": "homeostat.parts.stopping",
+    "Examination": "homeostat.doctor.examine",
     "Factor": "homeostat.study.factors",
+    "Finding": "homeostat.doctor.finding",
     "Fit": "homeostat.training.loop",
     "HomeostatError": "homeostat.errors",
     "NoEffectWarning": "homeostat.errors",
     "Objective": "homeostat.training.objective",
     "Recipe": "homeostat.training.recipe",
+    "Repair": "homeostat.doctor.repair",
     "Study": "homeostat.study.study",
     "StudyInterrupted": "homeostat.study.study",
     "StudyResult": "homeostat.study.study",
     "Task": "homeostat.training.task",
     "Tent": "homeostat.parts.adapt",
+    "Training": "homeostat.doctor.training",
     "absorb_dropout_scale_": "homeostat.parts.dropout",
     "adaptive_clip_grad_": "homeostat.parts.clip",
     "bag": "homeostat.training.bagging",
     "clip_grad_norm_": "homeostat.parts.clip",
     "clip_grad_value_": "homeostat.parts.clip",
     "corrupt": "homeostat.parts.corrupt",
+    "examine": "homeostat.doctor.examine",
     "export_onnx": "homeostat.parts.export_onnx",
     "fit": "homeostat.training.loop",
     "fold": "homeostat.parts.fold",
@@ -88,14 +101,17 @@ _HOMES = {
     "param_groups_weight_decay": "homeostat.parts.penalty",
     "plan_folding": "homeostat.parts.fold",
     "plan_use": "homeostat.parts.use",
+    "repair": "homeostat.doctor.repair",
     "update_statistics_": "homeostat.parts.population",
     "use": "homeostat.parts.use",
+    "watch": "homeostat.doctor.watch",
 }
 _ROOMS = {
     "activation": "homeostat.parts.activation",
     "adapt": "homeostat.parts.adapt",
     "augment": "homeostat.parts.augment",
     "clip": "homeostat.parts.clip",
+    "doctor": "homeostat.doctor",
     "dropout": "homeostat.parts.dropout",
     "ensemble": "homeostat.parts.ensemble",
     "init": "homeostat.parts.init",

@@ -1,7 +1,8 @@
-"""The command line: options and help. What the commands do is in `commands`, which is loaded when one runs.
+"""The command line: options and help. What commands do is in `commands` and `commands_doctor`, loaded when one runs.
 
 Exit codes: 0 done; 1 an error of homeostat's own; 2 something in the request cannot be used (nothing was lost);
-3 a study ended, but some of its trials failed; 130 interrupted (the same command goes on where it stopped).
+3 a study ended, but some of its trials failed; 4 the worst that an examination found is a warning; 5 it found an error;
+6 a training is ill and no repair was confirmed; 130 interrupted (the same command goes on where it stopped).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Find out which initialization, normalization and regularization a network needs, and prove it.",
-    epilog="Exit codes: 0 done · 1 internal error · 2 unusable input · 3 some trials failed · 130 interrupted.",
+    help="Find out what is wrong with a network, which initialization, normalization and regularization it needs, and "
+    "prove it.",
+    epilog="Exit codes: 0 done · 1 internal error · 2 unusable input · 3 some trials failed · 4 warnings found · "
+    "5 errors found · 6 not repaired · 130 interrupted.",
 )
 
 _TASK_HELP = (
@@ -179,6 +182,98 @@ def recipe() -> None:
         from homeostat import commands
 
         return commands.recipe()
+
+    _leave(run, "Stopped.")
+
+
+TrainingArgument = Annotated[
+    str,
+    typer.Argument(
+        help="package.module:function returning a homeostat.Training: model, loss, optimizer and data.",
+        show_default=False,
+    ),
+]
+TrainingSeed = Annotated[int, typer.Option(help="Seed of batches, masks and augmentation.")]
+
+
+@app.command(epilog="Example: homeostat examine my_project.train:training --format html --out report.html")
+def examine(
+    training: TrainingArgument,
+    budget: Annotated[str, typer.Option(help='Time in all, such as 30s or 2m; or "500 steps" for every run.')] = "30s",
+    seed: TrainingSeed = 0,
+    select: Annotated[
+        list[str] | None, typer.Option(help="Only these codes, or all that begin so (SIG, SIG003); repeatable.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Not these codes; the longer beginning decides; repeatable.")
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option("--format", help="table, json, sarif or html; default: what the suffix of --out says, or table."),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Write the result to this file; default: standard output.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="File of accepted findings, which do not count.", metavar="FILE")
+    ] = None,
+    write_baseline: Annotated[
+        str | None, typer.Option(help="Accept what is found now: write that file.", metavar="FILE")
+    ] = None,
+    fail_on: Annotated[str, typer.Option(help="The least severity that fails: warning, error or never.")] = "warning",
+) -> None:
+    """Examine a training: what is wrong with it, by which evidence, and what to do. Nothing of yours is changed.
+
+    Exit code 4: the worst that was found is a warning; 5: it is an error.
+    """
+
+    def run() -> int:
+        from homeostat import commands_doctor
+
+        return commands_doctor.examine(
+            training, budget=budget, seed=seed, select=select, ignore=ignore, style=style, out=out,
+            baseline=baseline, write_baseline=write_baseline, fail_on=fail_on,
+        )  # fmt: skip
+
+    _leave(run, "Stopped. Nothing was written.")
+
+
+@app.command(epilog="Example: homeostat repair my_project.train:training --unsafe --out repaired")
+def repair(
+    training: TrainingArgument,
+    unsafe: Annotated[
+        bool,
+        typer.Option("--unsafe", help="Try changes too that alter the function the model computes now."),
+    ] = False,
+    budget: Annotated[str, typer.Option(help='Time in all, such as 2m; or "500 steps" for every run.')] = "2m",
+    seed: TrainingSeed = 0,
+    out: Annotated[
+        str | None, typer.Option(help="Directory for report.html, changes.diff and model.safetensors.")
+    ] = None,
+) -> None:
+    """Repair a training: the smallest set of changes that helps, as lines of code, with the proof by paired runs.
+
+    Exit code 6: the training is ill, and no repair was confirmed.
+    """
+
+    def run() -> int:
+        from homeostat import commands_doctor
+
+        return commands_doctor.repair(training, unsafe=unsafe, budget=budget, seed=seed, out=out)
+
+    _leave(run, "Stopped. Nothing was written.")
+
+
+@app.command(epilog="Example: homeostat explain SIG003")
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(help="A rule's code or name, or the beginning of codes.", show_default=False)
+    ] = None,
+) -> None:
+    """Print what a rule checks, why, from which threshold on, and how to repair it; without a code, list all rules."""
+
+    def run() -> int:
+        from homeostat import commands_doctor
+
+        return commands_doctor.explain(code)
 
     _leave(run, "Stopped.")
 

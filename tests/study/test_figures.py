@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from homeostat.page.svg import COLORS, NARROW, WIDE, Picture
+from homeostat.page.text import clean, shorten
 from homeostat.study.figures import Interval, Point, cost, forest, matrix, strip
-from homeostat.study.svg import COLORS, NARROW, WIDE, Picture, clean, shorten
 
 NAN = float("nan")
 ROWS = (

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeostat.errors import HomeostatError
+from homeostat.page.svg import COLORS
 from homeostat.study import exhibits
 from homeostat.study.factors import Factor
 from homeostat.study.remarks import remarks
 from homeostat.study.report import render, write_report
-from homeostat.study.svg import COLORS
 
 INFO = {
     "title": "digits",

@@ -74,7 +74,7 @@ def tried(chart: Chart, charges: Sequence[Charge], arms: Arms, deadline: Deadlin
     """The interventions, one by one on top of the repair of what is certain, and together if none helps alone."""
     verdicts = Verdicts()
     ground = _repair_of_the_certain(charges, arms)
-    reached = chart.course.steps
+    reached = max(arms.marks) if chart.course.ended else chart.course.steps  # what ended early is not what others must
     if ground:
         base = arms.arm(ground)
         arms.run(base, reached, deadline)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from homeostat.study.svg import (
+from homeostat.page.svg import (
     FAINT,
     GHOST,
     HELPS,
@@ -32,8 +32,8 @@ from homeostat.study.svg import (
     blank,
     drawing,
     inline,
-    shorten,
 )
+from homeostat.page.text import shorten
 
 Numbers = NDArray[np.float64]
 Named = Mapping[Hashable, tuple[str, int]]  # which lines have a name, and the place of their style in _STYLES

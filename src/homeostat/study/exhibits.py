@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from homeostat.page.svg import Picture
+from homeostat.page.text import duration, percent, shorten
 from homeostat.study import curves as learning
 from homeostat.study.analysis import Analysis
 from homeostat.study.factors import Factor, Level, level_text
 from homeostat.study.figures import Interval, Point, cost, forest, matrix, strip
-from homeostat.study.svg import Picture, shorten
 from homeostat.study.wording import Unit, counted, metric_words, setting
 
 # How a verdict is drawn: a triangle up or down, a hollow circle, or nothing.
@@ -93,28 +94,6 @@ def change_parts(unit: Unit, estimate: float, low: float, high: float) -> tuple[
     """The same in two: ("+1.9", "[1.5, 2.3]"); the interval is "" where there is none."""
     number, bracket, interval = change_text(unit, estimate, low, high).partition("[")
     return number.strip(), bracket + interval
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it.
-
-    Example:
-        >>> duration(0.034), duration(2.5), duration(161), duration(7500), duration(float("nan"))
-        ('34 ms', '2.5 s', '2 min 41 s', '2 h 5 min', '–')
-    """
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 0.0995:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 99.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def percent(confidence: float) -> str:
-    """A confidence as people say it: "95 %"."""
-    return f"{100 * confidence:.4g}\u00a0%"
 
 
 def counts(analysis: Analysis) -> list[str]:

@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from homeostat.study.svg import (
+from homeostat.page.svg import (
     FAINT,
     GHOST,
     HELPS,
@@ -35,8 +35,8 @@ from homeostat.study.svg import (
     blank,
     drawing,
     inline,
-    shorten,
 )
+from homeostat.page.text import shorten
 
 Number = Callable[[float], str]
 

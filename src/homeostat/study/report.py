@@ -1,33 +1,28 @@
 """The report of a study: one HTML file that needs nothing but itself, and computes nothing.
 
 `exhibits` decides what is shown, `figures` and `curves` draw it; the words and the look are in `report.html` and
-`report.css`. The page has no script and no address outside itself, and its content security policy says so to the
-browser; every text is escaped. The same analysis gives the same bytes.
+`report.css`, and what every report has in `homeostat.page`: no script, no address outside itself, every text escaped.
+The same analysis gives the same bytes.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from homeostat.inference import Interval
+from homeostat.page import template
+from homeostat.page.text import duration, percent, shorten
 from homeostat.study import exhibits
 from homeostat.study.analysis import Analysis
 from homeostat.study.export import write_text
 from homeostat.study.factors import Factor, level_text
 from homeostat.study.remarks import remarks
-from homeostat.study.svg import clean, shorten
 from homeostat.study.wording import Unit, metric_words, settings
 
 FILE_NAME = "report.html"
@@ -55,13 +50,11 @@ def write_report(analysis: Analysis, curves: pd.DataFrame, directory: Path | str
 
 def render(analysis: Analysis, curves: pd.DataFrame, info: Mapping[str, Any]) -> str:
     """The page of `write_report` as text."""
-    style = _resource("report.css")
     headline, stop, rest = analysis.summary.partition(". ")
     run, warnings = list(_run(info)), remarks(analysis)
     lines, factors = exhibits.curve_figures(analysis, curves)
     page = {
-        "style": style,
-        "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        "kind": "study",
         "title": info.get("title"),
         "version": info.get("version"),
         "headline": headline + stop.rstrip(),
@@ -71,7 +64,7 @@ def render(analysis: Analysis, curves: pd.DataFrame, info: Mapping[str, Any]) ->
         "warnings": warnings,
         "warnings_shown": len(warnings) if len(warnings) <= _ALL_WARNINGS else _FIRST_WARNINGS,
         "analysis": analysis,
-        "confidence": exhibits.percent(analysis.confidence),
+        "confidence": percent(analysis.confidence),
         "margin": analysis.unit.amount(analysis.margin, math.nan, math.nan) if analysis.margin > 0 else "",
         "treatments": _treatments(analysis),
         "effects": _effects(analysis),
@@ -89,23 +82,7 @@ def render(analysis: Analysis, curves: pd.DataFrame, info: Mapping[str, Any]) ->
         "environment": [*_facts(info.get("environment") or {}), *run],
         "task": list(_facts(info.get("task") or {})),
     }
-    return _template().render(page)
-
-
-def _resource(name: str) -> str:
-    return files("homeostat.study").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
-    )
-    return environment.from_string(_resource("report.html"))
-
-
-def _printable(value: object) -> object:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return template.render("homeostat.study", "report", page)
 
 
 def _key_figures(analysis: Analysis) -> list[tuple[str, str, str]]:
@@ -233,7 +210,7 @@ def _run(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "started", str(info["started"])
     seconds = info.get("seconds")
     if isinstance(seconds, int | float):
-        yield "took", exhibits.duration(float(seconds))
+        yield "took", duration(float(seconds))
 
 
 def _facts(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

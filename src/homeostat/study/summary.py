@@ -6,17 +6,17 @@ Nothing is computed here and nothing is random.
 from __future__ import annotations
 
 import math
-import re
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from homeostat.page.terminal import ASCII, Printer
+from homeostat.page.text import shorten
 from homeostat.study import exhibits
 from homeostat.study.analysis import Analysis
 from homeostat.study.figures import Interval
 from homeostat.study.remarks import remarks
-from homeostat.study.svg import clean, shorten
 from homeostat.study.wording import counted
 
 _MOST_INTERACTIONS = 6  # with those that have a verdict, and those in any case
@@ -25,10 +25,6 @@ _MOST_WARNINGS = 6
 _LEAST_PLOT = 12  # characters; in fewer nothing can be seen
 _STYLES = {"up": "bold cyan", "down": "bold yellow", "flat": "", "none": "dim"}
 _MARKS = {"up": "▲", "down": "▼", "flat": "○"}
-# For terminals whose encoding lacks these characters.
-_ASCII = str.maketrans({"→": "->", "×": "x", "▲": "^", "▼": "v", "○": "o", "─": "-", "│": "|", "•": "*", "★": "*"}) | {
-    **str.maketrans({"−": "-", "–": "-", "·": ",", "…": "...", "²": "2", "∞": "inf", "◇": "o", "\u00a0": " "})
-}
 
 
 def print_summary(analysis: Analysis, console: Console) -> None:
@@ -38,7 +34,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
         analysis: what is reported.
         console: where it is printed; without color or Unicode it stays readable.
     """
-    show = _Printer(console)
+    show = Printer(console)
     show.text(analysis.summary, "bold")
     show.text(" · ".join(exhibits.counts(analysis)), "dim")
     told = remarks(analysis)
@@ -65,48 +61,6 @@ def print_summary(analysis: Analysis, console: Console) -> None:
             show.item("•", reason)
 
 
-class _Printer:
-    """Prints texts as they are: no markup, no control characters, nothing that the terminal's encoding lacks."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        try:
-            "→×▲○─│★−…".encode(console.encoding)
-            self.unicode = not console.options.ascii_only
-        except (UnicodeEncodeError, LookupError):
-            self.unicode = False
-
-    def plain(self, text: str) -> str:
-        line = re.sub(r"[ \t\r\n]+", " ", clean(text)).strip()
-        if self.unicode:
-            return line
-        encoding = self.console.encoding if not self.console.options.ascii_only else "ascii"
-        return line.translate(_ASCII).encode(encoding, "replace").decode(encoding)
-
-    def cell(self, text: str, style: str = "") -> Text:
-        return Text(self.plain(text), style=style, overflow="fold")
-
-    def text(self, text: str, style: str = "") -> None:
-        self.console.print(self.cell(text, style))
-
-    def heading(self, text: str) -> None:
-        self.console.print()
-        self.text(text, "bold")
-
-    def item(self, mark: str, text: str, style: str = "") -> None:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(self.cell(mark, style), self.cell(text, style))
-        self.console.print(grid)
-
-    def table(self, table: Table) -> None:
-        self.console.print(table)
-
-    def more(self, count: int) -> None:
-        """Say that a list goes on."""
-        if count > 0:
-            self.text(f"… {count:,} more in the report", "dim")
-
-
 def _kept(rows: list[Interval]) -> list[Interval]:
     """The effects that are printed: every main effect, every clear interaction, and of the others the largest."""
     told = [row for row in rows if row.group == "Main effects" or row.look in {"up", "down"}]
@@ -116,7 +70,7 @@ def _kept(rows: list[Interval]) -> list[Interval]:
     return [row for row in rows if row in told or row in mute]
 
 
-def _effects(kept: list[Interval], show: _Printer) -> Table:
+def _effects(kept: list[Interval], show: Printer) -> Table:
     """A forest plot of characters: label, numbers, interval, verdict."""
     width = show.console.width
     most = max(18, 3 * width // 10)
@@ -134,7 +88,7 @@ def _effects(kept: list[Interval], show: _Printer) -> Table:
         cells = [show.cell(shorten(labels[place], label)), Text(show.plain(row.text), justify="right")]
         if plot >= _LEAST_PLOT:
             cells.append(
-                Text(_drawn(row, span, plot) if show.unicode else _drawn(row, span, plot).translate(_ASCII), style)
+                Text(_drawn(row, span, plot) if show.unicode else _drawn(row, span, plot).translate(ASCII), style)
             )
         table.add_row(*cells, show.cell(row.verdict, style))
     return table
@@ -160,7 +114,7 @@ def _drawn(row: Interval, span: tuple[float, float], width: int) -> str:
     return "".join(line)
 
 
-def _treatments(analysis: Analysis, show: _Printer) -> Table:
+def _treatments(analysis: Analysis, show: Printer) -> Table:
     """The best treatments, the recommended one and the base, each named by what differs from the base."""
     metrics = exhibits.shown_metrics(analysis)
     columns = list(enumerate(metrics))
@@ -189,6 +143,6 @@ def _treatments(analysis: Analysis, show: _Printer) -> Table:
     return table
 
 
-def _roomy(show: _Printer, columns: list[tuple[int, str]]) -> bool:
+def _roomy(show: Printer, columns: list[tuple[int, str]]) -> bool:
     """Whether there is room for the intervals of so many metrics."""
     return show.console.width >= 45 + 22 * len(columns)

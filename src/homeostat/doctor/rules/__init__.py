@@ -6,6 +6,23 @@ A rule is registered by standing in this list, and nowhere else.
 from __future__ import annotations
 
 from homeostat.doctor.rule import Rule
+from homeostat.doctor.rules.data import (
+    ConstantFeatures,
+    NonFiniteData,
+    UnderscaledInputs,
+    UnnormalizedInputs,
+    UnnormalizedTargets,
+)
+from homeostat.doctor.rules.data_labels import (
+    ConstantTargets,
+    ContradictingLabels,
+    ImbalancedClasses,
+    MissingClasses,
+    NoisyLabels,
+    NoRelation,
+    UnrelatedLabels,
+)
+from homeostat.doctor.rules.data_splits import SharedExamples, SpoilingAugmentation, SplitMismatch, Unshuffled
 from homeostat.doctor.rules.functions import MissingActivation, UnsuitedActivation
 from homeostat.doctor.rules.generalization import (
     BelowBaseline,
@@ -14,6 +31,15 @@ from homeostat.doctor.rules.generalization import (
     StrongDropout,
     TooFewEpochs,
     Underfitting,
+)
+from homeostat.doctor.rules.gradient import (
+    AlwaysClipped,
+    Disconnected,
+    ExplodingGradient,
+    Frozen,
+    TurnedGradient,
+    VanishingGradient,
+    ZeroGradient,
 )
 from homeostat.doctor.rules.holdings import (
     CoupledDecay,
@@ -84,7 +110,24 @@ LOSS: tuple[type[Rule], ...] = (
     OverflowingLoss,
     CoupledExamples,
 )
-DATA: tuple[type[Rule], ...] = ()
+DATA: tuple[type[Rule], ...] = (
+    NonFiniteData,
+    UnnormalizedInputs,
+    UnderscaledInputs,
+    UnnormalizedTargets,
+    ConstantFeatures,
+    ConstantTargets,
+    UnrelatedLabels,
+    NoisyLabels,
+    ImbalancedClasses,
+    MissingClasses,
+    ContradictingLabels,
+    NoRelation,
+    SplitMismatch,
+    SharedExamples,
+    Unshuffled,
+    SpoilingAugmentation,
+)
 INIT: tuple[type[Rule], ...] = (
     DuplicatedWeights,
     ForwardFactor,
@@ -130,7 +173,15 @@ SIGNAL: tuple[type[Rule], ...] = (
     MissingActivation,
     UnsuitedActivation,
 )
-GRADIENT: tuple[type[Rule], ...] = ()
+GRADIENT: tuple[type[Rule], ...] = (
+    VanishingGradient,
+    ExplodingGradient,
+    Disconnected,
+    Frozen,
+    ZeroGradient,
+    AlwaysClipped,
+    TurnedGradient,
+)
 GENERALIZATION: tuple[type[Rule], ...] = (
     Overfitting,
     Underfitting,

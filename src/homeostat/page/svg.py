@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ from xml.etree import ElementTree
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from homeostat.page.text import clean
 
 WIDE, NARROW = 1120.0, 360.0  # the widths in which every figure is drawn, in CSS pixels
 
@@ -61,10 +62,6 @@ _PRESENTATION = {
 }  # fmt: skip
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
-# Control characters and half surrogates are illegal in XML; the direction marks can scramble the text around them.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
 
 
 @dataclass(frozen=True)
@@ -74,35 +71,6 @@ class Picture:
     wide: str
     narrow: str
     alt: str
-
-
-def clean(text: str) -> str:
-    """The text with characters that no document may hold shown as �.
-
-    Example:
-        >>> clean("nul\\x00 and \\u202eright-to-left")
-        'nul� and �right-to-left'
-    """
-    return _UNPRINTABLE.sub("\ufffd", text)
-
-
-def shorten(text: str, width: float) -> str:
-    """The text on one line, cut with an ellipsis to at most `width` average characters (an East Asian one counts two).
-
-    Example:
-        >>> shorten("norm: none → batch", 12)
-        'norm: none …'
-    """
-    line = " ".join(clean(text).split())
-    if _columns(line) <= width:
-        return line
-    used, kept = 1, 0
-    for character in line:
-        used += _columns(character)
-        if used > width:
-            break
-        kept += 1
-    return line[:kept] + "…"
 
 
 @contextmanager
@@ -213,10 +181,6 @@ def _themed(value: str) -> str:
 def _rounded(match: re.Match[str]) -> str:
     text = f"{float(match.group()):.2f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
-
-
-def _columns(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 @contextmanager

@@ -1,0 +1,429 @@
+"""Changes of how far and how an optimizer steps: its rate, its kind, eps, momentum, the sign, what it holds.
+
+All are safe: the model computes afterwards what it computed before. A change remembers the values that it was made for,
+so that applying it twice is applying it once. What decays is in `regularization`, how long is trained in `schedule`.
+Not random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from homeostat.doctor.changes.change import CannotApply, Change, Safety
+from homeostat.errors import unknown
+from homeostat.parts.penalty import split_parameters
+
+if TYPE_CHECKING:
+    from homeostat.doctor.training import Training
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ScaleLearningRate(Change):
+    """Multiply the learning rate of every group.
+
+    Args:
+        factor: > 0.
+        rates: those before, one per group; see `of`.
+        kind: the optimizer's class, for the text.
+    """
+
+    factor: float
+    rates: Numbers
+    kind: str = "Optimizer"
+
+    slug: ClassVar[str] = "scale-learning-rate"
+    family: ClassVar[str] = "rate"
+    safety: ClassVar[Safety] = "safe"
+
+    @classmethod
+    def of(cls, training: Training, factor: float) -> ScaleLearningRate:
+        """The change for a training as it is."""
+        return cls(factor, settings_of(training.optimizer, "lr"), type(training.optimizer).__name__)
+
+    def apply(self, training: Training) -> None:
+        if type(training.optimizer).__name__ != self.kind:
+            raise CannotApply(f"the rate was that of {self.kind}, but the optimizer is {type(training.optimizer)}")
+        for index, group in enumerate(training.optimizer.param_groups):
+            rate = float(group["lr"])
+            before = self.rates[index] if index < len(self.rates) else rate if rate in self.rates else None
+            if before is not None:
+                set_option(group, "lr", before * self.factor)
+
+    @property
+    def what(self) -> str:
+        after = tuple(rate * self.factor for rate in self.rates)
+        return f"learning rate {shown(self.rates)} → {shown(after)}"
+
+    @property
+    def diff(self) -> str:
+        after = tuple(rate * self.factor for rate in self.rates)
+        return option_diff(self.kind, "lr", self.rates, after)
+
+
+@dataclass(frozen=True)
+class Minimize(Change):
+    """Step down the loss: maximize=False, and a rate above zero."""
+
+    kind: str = "Optimizer"
+    rates: Numbers = ()
+
+    slug: ClassVar[str] = "minimize"
+    family: ClassVar[str] = "sign"
+    safety: ClassVar[Safety] = "safe"
+
+    @classmethod
+    def of(cls, training: Training) -> Minimize:
+        """The change for a training as it is."""
+        return cls(type(training.optimizer).__name__, settings_of(training.optimizer, "lr"))
+
+    def apply(self, training: Training) -> None:
+        for group in training.optimizer.param_groups:
+            if group.get("maximize"):
+                group["maximize"] = False
+            if float(group.get("lr", 0.0)) < 0:
+                set_option(group, "lr", -float(group["lr"]))
+
+    @property
+    def what(self) -> str:
+        return "minimize the loss instead of maximizing it"
+
+    @property
+    def diff(self) -> str:
+        if any(rate < 0 for rate in self.rates):
+            return option_diff(self.kind, "lr", self.rates, tuple(abs(rate) for rate in self.rates))
+        return _pair(f"{self.kind}(model.parameters(), ..., maximize=True)", f"{self.kind}(model.parameters(), ...)")
+
+
+_KINDS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+    "adam": (torch.optim.Adam, {"lr": 1e-3}),
+    "adamw": (torch.optim.AdamW, {"lr": 1e-3}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3}),
+    "sgd": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "nesterov": True}),
+}
+"""Optimizers that can be put in the place of another, with their customary settings (torch's, but RMSprop's rate is
+Keras' and SGD has the usual momentum)."""
+_SHARED_OPTIONS = ("weight_decay", "maximize")
+
+
+@dataclass(frozen=True)
+class SwapOptimizer(Change):
+    """Another optimizer over the same parameters: groups, their decay and the ratio of their rates are kept.
+
+    Args:
+        name: adam, adamw, rmsprop or sgd.
+        lr: of the first group; None takes the customary one.
+        before: the optimizer's class and rate, for the text.
+    """
+
+    name: str
+    lr: float | None = None
+    before: str = "Optimizer()"
+
+    slug: ClassVar[str] = "swap-optimizer"
+    family: ClassVar[str] = "optimizer"
+    safety: ClassVar[Safety] = "safe"
+
+    def __post_init__(self) -> None:
+        if self.name not in _KINDS:
+            raise unknown("SwapOptimizer", "optimizer", self.name, _KINDS)
+
+    @classmethod
+    def of(cls, training: Training, name: str, lr: float | None = None) -> SwapOptimizer:
+        """The change for a training as it is."""
+        rates = settings_of(training.optimizer, "lr")
+        return cls(name, lr, f"{type(training.optimizer).__name__}(model.parameters(), lr={shown(rates)})")
+
+    def apply(self, training: Training) -> None:
+        kind, options = _KINDS[self.name]
+        options = options if self.lr is None else {**options, "lr": self.lr}
+        old = training.optimizer
+        if type(old) is kind and float(old.param_groups[0]["lr"]) == options["lr"]:
+            return
+        first = float(old.param_groups[0].get("lr", 1.0)) or 1.0
+        groups = []
+        for group in old.param_groups:
+            new = {name: group[name] for name in _SHARED_OPTIONS if name in group}
+            named = group.get("param_names")
+            new["params"] = list(zip(named, group["params"], strict=True)) if named else list(group["params"])
+            ratio = abs(float(group.get("lr", first)) / first)
+            groups.append({**new, "lr": options["lr"] * ratio})
+        training.optimizer = kind(groups, **options)
+
+    @property
+    def what(self) -> str:
+        return f"{self.before.partition('(')[0]} → {self._written}"
+
+    @property
+    def diff(self) -> str:
+        return _pair(f"torch.optim.{self.before}", f"torch.optim.{self._written}")
+
+    @property
+    def _written(self) -> str:
+        kind, options = _KINDS[self.name]
+        options = options if self.lr is None else {**options, "lr": self.lr}
+        return f"{kind.__name__}(model.parameters(), {', '.join(f'{key}={value}' for key, value in options.items())})"
+
+
+@dataclass(frozen=True)
+class AddParameters(Change):
+    """Give the optimizer every trainable parameter of the model.
+
+    Where it holds parameters of the same shapes in the same order that are not the model's (it was made before the
+    model was copied, moved or replaced), they are exchanged in their groups; otherwise those missing join the first
+    group, and those that are exempt from decay, such as biases, the first group without any. Parameters of modules that
+    the model keeps in plain lists and dicts count as its own.
+    """
+
+    names: tuple[str, ...] = ()
+    kind: str = "Optimizer"
+
+    slug: ClassVar[str] = "add-parameters"
+    family: ClassVar[str] = "parameters"
+    safety: ClassVar[Safety] = "safe"
+
+    @classmethod
+    def of(cls, training: Training) -> AddParameters:
+        """The change for a training as it is, with the names of what is missing."""
+        held = {id(parameter) for parameter in held_by(training.optimizer)}
+        names = [name for name, each in trainable_of(training.model) if id(each) not in held]
+        return cls(tuple(names), type(training.optimizer).__name__)
+
+    def apply(self, training: Training) -> None:
+        optimizer, model = training.optimizer, training.model
+        held = {id(parameter) for parameter in held_by(optimizer)}
+        own = dict(trainable_of(model))
+        known = {id(parameter) for parameter in (*own.values(), *model.parameters())}
+        missing = {name: each for name, each in own.items() if id(each) not in held}
+        strange = [each for each in held_by(optimizer) if id(each) not in known]
+        if strange and [each.shape for each in strange] == [each.shape for each in missing.values()]:
+            _exchange(optimizer, strange, missing)
+            return
+        exempt = {id(parameter) for parameter in split_parameters(model)[1]}
+        for name, parameter in missing.items():
+            group = _group_for(optimizer, id(parameter) in exempt)
+            group["params"].append(parameter)
+            if "param_names" in group:
+                group["param_names"].append(name)
+
+    @property
+    def what(self) -> str:
+        return f"{len(self.names)} parameters given to the optimizer"
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.names))
+
+    @property
+    def diff(self) -> str:
+        return f"+optimizer = {self.kind}(model.parameters(), ...)  # after the model has its final parts"
+
+
+@dataclass(frozen=True)
+class SetEps(Change):
+    """Another eps, what an adaptive optimizer adds to the root of its second moment."""
+
+    eps: float
+    before: Numbers
+    kind: str = "Optimizer"
+
+    slug: ClassVar[str] = "set-eps"
+    family: ClassVar[str] = "eps"
+    safety: ClassVar[Safety] = "safe"
+
+    @classmethod
+    def of(cls, training: Training, eps: float) -> SetEps:
+        """The change for a training as it is."""
+        return cls(eps, settings_of(training.optimizer, "eps"), type(training.optimizer).__name__)
+
+    def apply(self, training: Training) -> None:
+        groups = [group for group in training.optimizer.param_groups if isinstance(group.get("eps"), int | float)]
+        if not groups:
+            raise CannotApply(f"{type(training.optimizer).__name__} has no eps")
+        for group in groups:
+            group["eps"] = self.eps
+
+    @property
+    def what(self) -> str:
+        return f"eps {shown(self.before)} → {self.eps:g}"
+
+    @property
+    def diff(self) -> str:
+        return option_diff(self.kind, "eps", self.before, (self.eps,) * max(1, len(self.before)))
+
+
+@dataclass(frozen=True)
+class SetMomentum(Change):
+    """Another share of the last step in the next: `momentum`, or the first of `betas`, with 0.999 for the second."""
+
+    momentum: float
+    before: Numbers
+    kind: str = "Optimizer"
+
+    slug: ClassVar[str] = "set-momentum"
+    family: ClassVar[str] = "momentum"
+    safety: ClassVar[Safety] = "safe"
+
+    @classmethod
+    def of(cls, training: Training, momentum: float) -> SetMomentum:
+        """The change for a training as it is."""
+        return cls(momentum, momenta_of(training.optimizer), type(training.optimizer).__name__)
+
+    def apply(self, training: Training) -> None:
+        groups = training.optimizer.param_groups
+        if not momenta_of(training.optimizer):
+            raise CannotApply(f"{type(training.optimizer).__name__} has no momentum")
+        for group in groups:
+            if "betas" in group:
+                group["betas"] = (self.momentum, 0.999)
+            elif "momentum" in group:
+                group["momentum"] = self.momentum
+                if self.momentum == 0 and group.get("nesterov"):
+                    group["nesterov"] = False
+
+    @property
+    def what(self) -> str:
+        return f"momentum {shown(self.before)} → {self.momentum:g}"
+
+    @property
+    def diff(self) -> str:
+        return option_diff(self.kind, "momentum", self.before, (self.momentum,) * max(1, len(self.before)))
+
+
+@dataclass(frozen=True)
+class UseClip(Change):
+    """Clip the joint norm of all gradients, or each entry."""
+
+    max_norm: float
+    kind: Literal["norm", "value"] = "norm"
+
+    slug: ClassVar[str] = "use-clip"
+    family: ClassVar[str] = "clip"
+    safety: ClassVar[Safety] = "safe"
+
+    def apply(self, training: Training) -> None:
+        training.clip = (self.kind, self.max_norm)
+
+    @property
+    def what(self) -> str:
+        return f"gradients clipped to {'a norm of ' if self.kind == 'norm' else '±'}{self.max_norm:g}"
+
+    @property
+    def diff(self) -> str:
+        bound = f"torch.nn.utils.clip_grad_{self.kind}_(model.parameters(), {self.max_norm:g})"
+        return f" loss.backward()\n+{bound}\n optimizer.step()"
+
+
+def settings_of(optimizer: Optimizer, option: str) -> Numbers:
+    """A number of every group that has it."""
+    found = [group[option] for group in optimizer.param_groups if isinstance(group.get(option), int | float | Tensor)]
+    return tuple(float(value) for value in found)
+
+
+def momenta_of(optimizer: Optimizer) -> Numbers:
+    """The momentum of every group, by whatever name it goes."""
+    found = [group["betas"][0] if "betas" in group else group.get("momentum") for group in optimizer.param_groups]
+    return tuple(float(value) for value in found if value is not None)
+
+
+def set_option(group: dict[str, Any], option: str, value: float) -> None:
+    """Set a number of a group; one that is a tensor, as in captured graphs, stays one."""
+    if isinstance(group.get(option), Tensor):
+        group[option] = torch.full_like(group[option], value)
+    else:
+        group[option] = value
+
+
+def held_by(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Every tensor that the optimizer steps."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def trainable_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters by name, each once, those of modules in plain lists, tuples and dicts too."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    seen: set[int] = set()
+    for prefix, module in _all_modules(model, "", seen):
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                found.setdefault(id(parameter), (f"{prefix}.{name}" if prefix else name, parameter))
+        for name, value in _plain(module):
+            if isinstance(value, nn.Parameter) and value.requires_grad:
+                found.setdefault(id(value), (f"{prefix}.{name}" if prefix else name, value))
+    return list(found.values())
+
+
+def shown(values: Numbers) -> str:
+    """A few numbers; one where all are the same."""
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(values)) or "?"
+
+
+def option_diff(kind: str, option: str, before: Numbers, after: Numbers) -> str:
+    """The lines that change an option of an optimizer, in its constructor where all groups agree."""
+    if len(set(before)) <= 1 and len(set(after)) <= 1:
+        old, new = shown(before), shown(after)
+        return _pair(
+            f"torch.optim.{kind}(model.parameters(), {option}={old})",
+            f"torch.optim.{kind}(model.parameters(), {option}={new})",
+        )
+    lines = []
+    for index, (old_value, new_value) in enumerate(zip(before, after, strict=True)):
+        if not math.isclose(old_value, new_value, rel_tol=1e-12):
+            lines += [
+                f'-optimizer.param_groups[{index}]["{option}"] = {old_value:g}',
+                f'+optimizer.param_groups[{index}]["{option}"] = {new_value:g}',
+            ]
+    return "\n".join(lines)
+
+
+def _pair(old: str, new: str) -> str:
+    return f"-optimizer = {old}\n+optimizer = {new}"
+
+
+def _exchange(optimizer: Optimizer, old: list[nn.Parameter], new: dict[str, nn.Parameter]) -> None:
+    """Put the new parameters where the old ones are, in order; the state of the old ones goes."""
+    following = iter(new.values())
+    strange = {id(parameter) for parameter in old}
+    for group in optimizer.param_groups:
+        group["params"][:] = [next(following) if id(each) in strange else each for each in group["params"]]
+    for parameter in old:
+        optimizer.state.pop(parameter, None)
+
+
+def _group_for(optimizer: Optimizer, exempt: bool) -> dict[str, Any]:
+    groups = optimizer.param_groups
+    if exempt:
+        return next((group for group in groups if not group.get("weight_decay")), groups[0])
+    return groups[0]
+
+
+def _all_modules(module: nn.Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    yield prefix, module
+    parts = [(name, part) for name, part in module._modules.items() if part is not None]
+    parts += [(name, value) for name, value in _plain(module) if isinstance(value, nn.Module)]
+    for name, part in parts:
+        yield from _all_modules(part, f"{prefix}.{name}" if prefix else name, seen)
+
+
+def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module holds in attributes that are lists, tuples or dicts."""
+    for name, value in vars(module).items():
+        if name.startswith("_"):
+            continue
+        entries: Any = value.items() if isinstance(value, dict) else enumerate(value) if _listed(value) else ()
+        yield from ((f"{name}.{key}", entry) for key, entry in entries)
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, list | tuple)
