@@ -8,6 +8,7 @@ from small_trainings import made, mlp, training
 from torch import nn
 
 from homeostat.doctor.changes.change import CannotApply
+from homeostat.doctor.changes.held import trainable_of
 from homeostat.doctor.changes.optimizer import (
     AddParameters,
     Minimize,
@@ -16,7 +17,6 @@ from homeostat.doctor.changes.optimizer import (
     SetMomentum,
     SwapOptimizer,
     UseClip,
-    trainable_of,
 )
 from homeostat.doctor.changes.schedule import BatchSize, MoreEpochs
 from homeostat.errors import InvalidValue

@@ -143,6 +143,15 @@ def test_layers_are_found_behind_other_changes():
     assert len(set(training.model[0][4].weight.flatten().tolist())) > 1
 
 
+def test_namesakes_further_inside_are_not_taken_for_the_layer():
+    training = given(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2))))
+    training.model = nn.Sequential(nn.Identity(), training.model)
+    before = values(training.model)
+    Reinitialize(("2.0",)).apply(training)
+    after = values(training.model)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["1.2.0.weight", "1.2.0.bias"]
+
+
 def test_the_texts_say_what_is_done():
     change = Reinitialize(("0", "2"))
     assert change.where == ("0", "2")

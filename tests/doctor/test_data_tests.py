@@ -49,9 +49,9 @@ def digits():
 
 @pytest.fixture(scope="module")
 def pictures(digits):
-    """Digits as images of 1 x 16 x 16, in two splits."""
+    """Digits as images, in two splits."""
     x, y = digits
-    x = nn.functional.interpolate(x.reshape(-1, 1, 8, 8) / 16, scale_factor=2.0, mode="bilinear")
+    x = x.reshape(-1, 1, 8, 8) / 16
     return examples(x[:1200], y[:1200]), examples(x[1200:], y[1200:])
 
 
@@ -326,7 +326,7 @@ def test_augmentations_are_told_apart(pictures):
     fine = examine_augmentation(moved, train, TEN, LONG)
     assert fine.clean > 0.8
     assert min(fine.kept, fine.left) > 0.8 * fine.clean
-    assert min(fine.swapped.shares) < 0.1 if fine.swapped else True
+    assert fine.swapped is None or min(fine.swapped.shares) < 0.2
 
     swapping = examine_augmentation(flipped_half, train, TEN, LONG)
     assert {swapping.swapped.first, swapping.swapped.second} == {6, 9}
@@ -354,8 +354,8 @@ def test_augmentation_that_makes_nan_or_fails_or_takes_too_long(pictures):
         examine_augmentation(lambda x: x @ x[:1, :1, :1, :3], train, TEN, LONG)
 
 
-def test_augmentation_leaves_inputs_and_random_state(pictures):
-    train, _ = pictures
+def test_augmentation_leaves_inputs_and_random_state(digits):
+    train = examples(*digits)
     before, state = train.inputs.clone(), seeds.global_state()["torch"]
     first = examine_augmentation(lambda x: x.add_(torch.rand(1)), train, TEN, LONG)
     assert torch.equal(train.inputs, before)

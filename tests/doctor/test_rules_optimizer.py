@@ -1,6 +1,7 @@
 """Rules of the optimizer: each finds its planted fault by evidence, and is silent where a training works."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def with_optimizer(make, **options):
     return training(model, make(model), **options)
 
 
+SICK = chart_of(with_optimizer(lambda model: adam(model, 3.0, weight_decay=5.0), epochs=2))
 HEALTHY = {
     "momentum": training,
     "adam": lambda: with_optimizer(adam),
@@ -73,8 +75,7 @@ def test_every_rule_has_its_page_and_its_suspects_have_what_a_finding_needs(rule
     ):
         assert f"{section}:" in rule.__doc__
     assert rule.code.startswith("OPT")
-    chart = chart_of(with_optimizer(lambda model: adam(model, 3.0, weight_decay=5.0), epochs=2))
-    for suspect in rule().check(chart):
+    for suspect in rule().check(SICK):
         assert suspect.message.endswith(".")
         assert suspect.remedy.endswith(".")
 
@@ -85,6 +86,16 @@ def test_a_rate_that_makes_the_loss_jump_or_diverge_is_likely_too_high(lr):
     assert found.certainty == "likely"
     assert "lr_too_high" in found.causes
     assert found.changes[0].factor == 0.1
+
+
+def test_curvature_is_measured_where_a_training_is_ill_and_gradient_descent_has_a_limit():
+    chart = chart_of(with_optimizer(lambda model: sgd(model, 100.0)))
+    (found,) = LearningRateTooHigh().check(chart)
+    assert found.evidence["curvature_over_limit"] > 6
+    assert "times what gradient descent stands" in found.message
+    chart.ill = ""
+    (found,) = LearningRateTooHigh().check(chart)
+    assert "curvature_over_limit" not in found.evidence
 
 
 def test_divergence_before_the_first_step_is_not_laid_on_the_rate():
@@ -147,23 +158,34 @@ def test_stepping_up_the_loss_is_certain_however_it_comes_about(how):
     assert suspects(LearningRateTooHigh, given) == []
 
 
+def test_the_loss_itself_says_whether_it_is_meant_to_rise():
+    given = with_optimizer(lambda model: sgd(model, maximize=True), loss=lambda out, y: -F.cross_entropy(out, y))
+    chart = chart_of(given, steps=3)
+    chart.ill = "too short to tell"
+    facts = SimpleNamespace(agreement=-1.0)
+    chart.loss = facts
+    assert list(Maximizing().check(chart)) == []
+    facts.agreement = 1.0
+    assert len(list(Maximizing().check(chart))) == 1
+
+
 def test_eps_above_the_gradients_and_eps_of_nothing():
-    (found,) = suspects(UnsuitedEps, with_optimizer(lambda model: adam(model, eps=10.0)))
+    (found,) = suspects(UnsuitedEps, with_optimizer(lambda model: adam(model, eps=10.0)), steps=5)
     assert (found.certainty, found.causes) == ("possible", ("lr_too_low",))
     model = mlp()
     with torch.no_grad():
         model[0].bias[0] = -1e3  # a dead unit has a gradient of exactly zero
-    (found,) = suspects(UnsuitedEps, training(model, adam(model, eps=0.0)))
+    (found,) = suspects(UnsuitedEps, training(model, adam(model, eps=0.0)), steps=5)
     assert (found.certainty, found.severity) == ("certain", "error")
-    assert suspects(UnsuitedEps, with_optimizer(adam)) == []
-    assert suspects(UnsuitedEps, with_optimizer(lambda model: torch.optim.Adadelta(model.parameters()))) == []
+    assert suspects(UnsuitedEps, with_optimizer(adam), steps=5) == []
+    assert suspects(UnsuitedEps, with_optimizer(lambda model: torch.optim.Adadelta(model.parameters())), steps=5) == []
 
 
 def test_coupled_decay_is_a_remark():
-    (found,) = suspects(CoupledDecay, with_optimizer(lambda model: adam(model, weight_decay=0.01)))
+    (found,) = suspects(CoupledDecay, with_optimizer(lambda model: adam(model, weight_decay=0.01)), steps=5)
     assert (found.certainty, found.severity) == ("certain", "info")
     for make in (adam, lambda m: torch.optim.AdamW(m.parameters()), lambda m: sgd(m, weight_decay=0.01)):
-        assert suspects(CoupledDecay, with_optimizer(make)) == []
+        assert suspects(CoupledDecay, with_optimizer(make), steps=5) == []
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "loss"])
@@ -258,14 +280,14 @@ def test_missing_zero_grad_is_for_watch_and_has_a_page_here():
 
 
 def test_kind_momentum_and_batch_size_are_only_ever_possible():
-    (found,) = suspects(ExtremeMomentum, with_optimizer(lambda model: sgd(model, momentum=0.995)))
+    (found,) = suspects(ExtremeMomentum, with_optimizer(lambda model: sgd(model, momentum=0.995)), steps=5)
     assert (found.certainty, found.changes[0].momentum) == ("possible", 0.9)
-    (found,) = suspects(ExtremeMomentum, with_optimizer(lambda model: adam(model, betas=(0.99, 0.5))))
+    (found,) = suspects(ExtremeMomentum, with_optimizer(lambda model: adam(model, betas=(0.99, 0.5))), steps=5)
     assert "without a bound" in found.message
-    assert suspects(ExtremeMomentum, with_optimizer(adam)) == []
-    (found,) = suspects(UnsuitedOptimizer, with_optimizer(lambda model: torch.optim.Rprop(model.parameters())))
+    assert suspects(ExtremeMomentum, with_optimizer(adam), steps=5) == []
+    (found,) = suspects(UnsuitedOptimizer, with_optimizer(lambda model: torch.optim.Rprop(model.parameters())), steps=5)
     assert (found.certainty, found.changes[0].name) == ("possible", "adam")
-    assert suspects(UnsuitedOptimizer, with_optimizer(adam)) == []
+    assert suspects(UnsuitedOptimizer, with_optimizer(adam), steps=5) == []
     (found,) = suspects(UnsuitedBatchSize, training(batch_size=400, epochs=5))
     assert (found.certainty, found.changes[0].batch_size) == ("possible", 50)
     (found,) = suspects(UnsuitedBatchSize, training(batch_size=1, epochs=1))

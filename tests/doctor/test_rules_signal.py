@@ -86,7 +86,7 @@ def test_sig003_units_that_die_while_training_are_found_after_the_trial():
     found = suspects(DeadUnits, training, 30)
     assert found
     assert found[0].evidence["when"] == "after the trial"
-    assert found[0].certainty == "likely"
+    assert found[0].certainty == "certain"  # no gradient is left that could bring them back
 
 
 def test_sig003_leaky_units_do_not_die():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from homeostat.doctor.finding import Finding
+from homeostat.doctor.finding import SEVERITIES, Finding, Severity
 from homeostat.doctor.notices import listed, named, notice
 from homeostat.doctor.recorder import Listener, Recorder
 from homeostat.doctor.vitals import STATISTICS, WHOLE, Vitals
@@ -25,7 +25,7 @@ SHARE_OF_STEPS = 0.8
 """Of the watched steps that must agree, so that one lucky batch changes nothing."""
 
 VANISHING = 1e-4
-"""Root mean square gradient of the first layer's weights over the last's, below which it vanishes. AutoTrainer (Zhang
+"""Root mean square gradient of the first layers' weights over the last's, below which it vanishes. AutoTrainer (Zhang
 et al. 2021, ICSE) takes 1e-3, which healthy networks reach whose inputs are mostly 0."""
 
 EXPLODING = 1e4
@@ -52,6 +52,7 @@ FEWEST_REPLACEMENTS = 3
 
 _NONFINITE, _LOSS = STATISTICS.index("nonfinite"), STATISTICS.index("loss")
 _GRADIENT, _WEIGHT = STATISTICS.index("gradient"), STATISTICS.index("weight")
+_NEVER = (np.zeros(0), np.zeros(0, dtype=np.int64))
 _ENOUGH_FOR_GROWTH = 3  # steps at either end whose median gradients are compared
 
 
@@ -98,9 +99,10 @@ def _broken_step(vitals: Vitals, step: int, outputs: NDArray, gradients: NDArray
     kind, places = next(((kind, places) for kind, places in kinds if len(places)), ("loss", np.array([], dtype=int)))
     layer = names[int(places[0] if kind != "gradients" else places[-1])] if len(places) else None
     layers = [names[int(place)] for place in places]
-    message = f"The {kind} {'is' if kind in ('output', 'loss') else 'are'} not finite {since}"
     if kind == "gradients":
-        message += f", while all outputs are: {named(layers)}"
+        message = f"All outputs are finite and the gradients of {named(layers)} are not, {since}"
+    else:
+        message = f"The {kind} {'are' if kind == 'weights' else 'is'} not finite {since}"
     evidence = {"step": step, "last_finite_step": before, "what": kind, "layers": listed(layers)}
     return _non_finite(message, layer, evidence, vitals)
 
@@ -153,29 +155,42 @@ class DeadUnits(Listener):
     def __init__(self) -> None:
         self._quiet: dict[int, tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
         self._names: tuple[str, ...] = ()
+        self._order: list[int] = []
 
     def finished(self, recorder: Recorder, step: int) -> None:
         """Count on for units that are still, and start again for those that are not."""
-        self._names = recorder.anatomy.names
+        self._names, self._order = recorder.anatomy.names, recorder.outputs.order
         for layer, (still, values) in recorder.outputs.still.items():
             if recorder.anatomy.roles[layer] != "activation":
                 continue
-            seen, steps = self._quiet.get(layer, (np.zeros(0), np.zeros(0, dtype=np.int64)))
+            seen, steps = self._quiet.get(layer, _NEVER)
             if len(seen) != len(still):
                 seen, steps = np.zeros(len(still)), np.zeros(len(still), dtype=np.int64)
             self._quiet[layer] = np.where(still, seen + values, 0.0), np.where(still, steps + 1, 0)
 
     def findings(self) -> Iterator[Finding]:
-        for layer, (seen, steps) in self._quiet.items():
+        """One finding for the first of the layers that are worst: behind it, all that is fed by it is constant too."""
+        shares = {}
+        for layer in self._order:
+            seen, steps = self._quiet.get(layer, _NEVER)
             dead = int(np.count_nonzero((seen >= QUIET_VALUES) & (steps >= QUIET_STEPS)))
-            share = dead / len(seen)
-            if len(seen) < 2 or share < MOSTLY_DEAD:
-                continue
-            severity = "info" if share < DEAD_SHARE else "warning" if share < 1 else "error"
-            message = f"{dead} of {len(seen)} units give the same output for every example"
-            evidence = {"dead_units": dead, "units": len(seen), "values_of_a_unit": float(seen.max())}
-            name = self._names[layer]
-            yield notice("SIG003", message + ".", layer=name, evidence=evidence, severity=severity)  # type: ignore[arg-type]
+            if len(seen) > 1 and dead / len(seen) >= MOSTLY_DEAD:
+                shares[layer] = (dead, len(seen))
+        if not shares:
+            return
+        severities = {layer: _severity(dead / units) for layer, (dead, units) in shares.items()}
+        worst = max(severities.values(), key=SEVERITIES.index)
+        layer = next(layer for layer, severity in severities.items() if severity == worst)
+        dead, units = shares[layer]
+        message = f"{dead} of {units} units give the same output for every example"
+        others = [self._names[other] for other in shares if other != layer]
+        message += f"; so do half or more of those in {named(others)}" if others else ""
+        evidence = {"dead_units": dead, "units": units, "other_layers": listed(others)}
+        yield notice("SIG003", message + ".", layer=self._names[layer], evidence=evidence, severity=worst)
+
+
+def _severity(share: float) -> Severity:
+    return "info" if share < DEAD_SHARE else "warning" if share < 1 else "error"
 
 
 def gradient_findings(vitals: Vitals) -> Iterator[Finding]:
@@ -185,10 +200,10 @@ def gradient_findings(vitals: Vitals) -> Iterator[Finding]:
         middle = float(np.median(ratios))
         evidence = {"gradient_ratio": middle, "watched_steps": len(ratios)}
         if np.mean(ratios < VANISHING) >= SHARE_OF_STEPS:
-            message = f"The gradient of the first layer's weights is {middle:.1g} times that of the last layer's"
+            message = f"The gradient of the first layers' weights is {middle:.1g} times that of the last layers'"
             yield notice("GRD001", message + " (root mean square, median over watched steps).", evidence=evidence)
         if np.mean(ratios > EXPLODING) >= SHARE_OF_STEPS:
-            message = f"The gradient of the first layer's weights is {middle:.1g} times that of the last layer's"
+            message = f"The gradient of the first layers' weights is {middle:.1g} times that of the last layers'"
             yield notice("GRD002", message + " (root mean square, median over watched steps).", evidence=evidence)
     steps, updates = vitals.of(WHOLE, "update")
     large = (updates > REPLACING) & (steps > 0)

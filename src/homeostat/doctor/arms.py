@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.change import CannotApply, Change
@@ -16,6 +17,8 @@ from homeostat.doctor.course import Course, Mark, Runner, evaluating
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score, score_of
 from homeostat.doctor.training import Training
+
+Changes: TypeAlias = tuple[Change, ...]
 
 MOST_BYTES = 1 << 31  # of models that are held at once
 FEW = 30  # of so few validation examples a share says little: the training examples are counted with them
@@ -25,7 +28,7 @@ FEW = 30  # of so few validation examples a share says little: the training exam
 class Arm:
     """One altered copy, and what became of it."""
 
-    changes: tuple[Change, ...]
+    changes: Changes
     runner: Runner | None = None
     """None where it could not be made, or was dropped."""
     course: Course | None = None
@@ -52,7 +55,7 @@ class Arms:
     score: Score
     seed: int
     marks: Sequence[int]
-    _known: dict[tuple[Change, ...], Arm] = field(default_factory=dict)
+    _known: dict[Changes, Arm] = field(default_factory=dict)
 
     def arm(self, changes: Sequence[Change] = ()) -> Arm:
         """The arm with these changes, made when it is first asked for."""
@@ -72,6 +75,10 @@ class Arms:
             return None
         return arm.runner.advance(_due(arm, steps), deadline)
 
+    def under(self, seed: int) -> Arms:
+        """The same arms under another seed, none of them trained."""
+        return Arms(self.training, self.examples, self.score, seed, self.marks)
+
     def drop(self, arm: Arm) -> None:
         """Let go of an arm's model; what happened to it stays known."""
         arm.runner = None
@@ -90,12 +97,20 @@ class Arms:
             return -math.inf
         return merit(course, _due(arm, steps), self.score, self.examples)
 
+    def result(self, arm: Arm, steps: int) -> float:
+        """The validation score at the counterpart of `steps`; nan if training diverged before, or ended in an error."""
+        course, due = arm.course, _due(arm, steps)
+        if course is None or course.error or (course.diverged is not None and course.diverged < due):
+            return math.nan
+        mark = course.at(due)
+        return math.nan if mark is None else mark.valid_score
+
     def reached(self, arm: Arm, steps: int) -> bool:
         """Whether the arm was trained that far, or cannot go further."""
         course = arm.course
         return course is not None and (course.ended or course.steps >= _due(arm, steps))
 
-    def _made(self, changes: tuple[Change, ...]) -> Arm:
+    def _made(self, changes: Changes) -> Arm:
         training = self.training.copy()
         try:
             for change in changes:

@@ -41,6 +41,17 @@ class Deadline:
         return Deadline(min(self.left, seconds))
 
 
+class Stopwatch:
+    """Time since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def passed_seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
 @dataclass(frozen=True)
 class Budget:
     """Seconds in all, or steps for every run; exactly one is set."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -91,8 +92,8 @@ def rows_in_both(train: Examples, valid: Examples) -> Tensor:
         >>> rows_in_both(train, Examples(torch.tensor([[2.0], [3.0]]), torch.zeros(2), 2))
         tensor([ True, False])
     """
-    known = set(_hashes(train, most=math.inf))
-    return torch.tensor([h in known for h in _hashes(valid, most=math.inf)])
+    known = set(_hashes(train, most=sys.maxsize))
+    return torch.tensor([h in known for h in _hashes(valid, most=sys.maxsize)])
 
 
 def stored_order(train: Examples, score: Score, batch_size: int) -> Order | None:
@@ -129,11 +130,11 @@ def _target_columns(train: Examples, score: Score) -> np.ndarray | None:
     return (values / np.where(spread > 0, spread, 1.0))[:, spread > 0]
 
 
-def _hashes(examples: Examples, most: float = _MOST_HASHED) -> list[bytes]:
+def _hashes(examples: Examples, most: int = _MOST_HASHED) -> list[bytes]:
     """A digest of each example's inputs, of the first so many that make `most` bytes; -0.0 counts as 0.0."""
     tensors = [tensor.detach() for tensor in tensors_in(examples.inputs)]
     width = max(1, sum(tensor[:1].nbytes for tensor in tensors))
-    rows = int(min(len(examples), max(1, most // width)))
+    rows = min(len(examples), max(1, most // width))
     parts = [_bytes(tensor[:rows]) for tensor in tensors]
     if sum(part.shape[1] for part in parts) <= 16:  # short rows are their own digest
         return [b"".join(row) for row in zip(*(map(bytes, part) for part in parts), strict=True)]

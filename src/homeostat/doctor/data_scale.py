@@ -21,6 +21,7 @@ Form = Literal["real", "binary", "bytes", "tokens", "none"]
 
 MOST_ROWS = 4000
 _MOST_NUMBERS = 1 << 22  # of a split's inputs: statistics in double precision then take tenths of a second
+_PIXELS = 16  # columns: an image of 4 x 4
 _SHARED = 0.5  # a column spans at least this share of the whole range: what pixels do, and unlike quantities do not
 
 
@@ -141,8 +142,8 @@ def input_scale(train: Examples, *, sequence: bool = False) -> InputScale:
 
 
 def shares_scale(spans: np.ndarray, span: float) -> bool:
-    """Whether most columns span most of the whole range, as pixels do; one or two columns cannot show it."""
-    return len(spans) > 2 and bool((spans >= _SHARED * span).mean() >= 0.5)
+    """Whether most columns span most of the whole range, as pixels do; a few columns cannot show it."""
+    return len(spans) >= _PIXELS and bool((spans >= _SHARED * span).mean() >= 0.5)
 
 
 def target_scale(train: Examples, score: Score) -> TargetScale | None:

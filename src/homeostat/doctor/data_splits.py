@@ -31,10 +31,8 @@ class Mismatch:
 
     features: int
     """Features that vary in both splits."""
-    scaled: int = 0
-    """Features whose deviation differs grossly."""
-    shifted: int = 0
-    """Features whose mean differs grossly."""
+    different: tuple[int, ...] = ()
+    """The features whose deviation or mean differs grossly."""
     factor: float = 1.0
     """Deviation in validation / in training, the median over features."""
     common: bool = False
@@ -50,8 +48,8 @@ class Mismatch:
 
     @property
     def gross(self) -> int:
-        """Features that differ grossly, at most as many as there are."""
-        return max(self.scaled, self.shifted)
+        """How many features differ grossly."""
+        return len(self.different)
 
 
 def compare_splits(train: Examples, valid: Examples, *, sequence: bool = False) -> Mismatch | None:
@@ -82,8 +80,7 @@ def compare_splits(train: Examples, valid: Examples, *, sequence: bool = False) 
     place = int(np.flatnonzero(varies)[worst])
     return Mismatch(
         features=int(varies.sum()),
-        scaled=int(scaled.sum()),
-        shifted=int(shifted.sum()),
+        different=tuple(np.flatnonzero(varies)[scaled | shifted].tolist()),
         factor=float(np.exp(np.median(ratio))),
         common=bool(np.ptp(np.quantile(ratio, [0.25, 0.75])) < _AGREEING) and bool(scaled.mean() > 0.5),
         shift=float(np.max(np.abs(shift))),

@@ -16,7 +16,7 @@ import torch
 from homeostat import seeds
 from homeostat.doctor.arms import Arms
 from homeostat.doctor.baselines import measure_baselines
-from homeostat.doctor.budget import Budget, Deadline
+from homeostat.doctor.budget import Budget, Deadline, Stopwatch
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import Course, evaluating, mark_steps, predictions
 from homeostat.doctor.data_tests import examine_data
@@ -138,7 +138,7 @@ class _Examiner:
         self.deadline = Deadline()
 
     def run(self) -> Examination:
-        clock = Deadline(1e9)
+        clock = Stopwatch()
         self.deadline = self.budget.deadline()
         self.say("reading the data", 0.0)
         training = self.given.copy()
@@ -149,8 +149,9 @@ class _Examiner:
         charges = self._charges(chart)
         findings = judge(chart, charges, arms, self.deadline, self.say)
         verdict = verdict_of(chart, findings)
-        seconds = 1e9 - clock.left
-        return Examination(verdict, tuple(findings), chart, seconds, self.seed, tuple(self.notes), arms, tuple(charges))
+        return Examination(
+            verdict, tuple(findings), chart, clock.passed_seconds, self.seed, tuple(self.notes), arms, tuple(charges)
+        )
 
     def _examples(self, training: Training) -> tuple[Examples, Examples]:
         given = self.given  # what is read is kept with the user's training, so that a repair need not read again

@@ -48,7 +48,7 @@ def channel_dim(shape: torch.Size | tuple[int, ...], last: bool = False) -> int:
 
     Args:
         shape: at least two dimensions.
-        last: True where the last dimension is meant unless the sizes say otherwise (sequences of features).
+        last: True where of three dimensions the last is meant: a sequence of features.
     Example:
         >>> channel_dim((8, 3, 32, 32)), channel_dim((8, 32, 32, 3)), channel_dim((8, 5))
         (1, 3, 1)
@@ -58,7 +58,7 @@ def channel_dim(shape: torch.Size | tuple[int, ...], last: bool = False) -> int:
         return end
     if end >= 3 and shape[end] <= _FEW_CHANNELS < shape[1]:
         return end
-    return end if last else 1
+    return end if last and end == 2 else 1
 
 
 def flat(inputs: Tensor, most: int = MOST_FEATURES) -> np.ndarray:

@@ -52,8 +52,6 @@ class Verdicts:
     """Changes that recover the training."""
     refuted: set[Change] = field(default_factory=set)
     """Changes that were tried to the end and do not."""
-    together: tuple[Change, ...] = ()
-    """Changes that recover it only together."""
 
 
 def judge(chart: Chart, charges: Sequence[Charge], arms: Arms, deadline: Deadline, say: Say) -> list[Finding]:
@@ -92,7 +90,7 @@ def tried(chart: Chart, charges: Sequence[Charge], arms: Arms, deadline: Deadlin
     single = _race(arms, field, base, reached, deadline, say)
     _convict(verdicts, chart, arms, single, base, reached)
     if chart.ill and not verdicts.proofs and len(changes) > 1 and not deadline.passed:
-        _try_together(verdicts, chart, arms, ground, changes, base, deadline)
+        _try_together(verdicts, chart, arms, ground, charges, base, reached, deadline)
     return verdicts
 
 
@@ -132,14 +130,22 @@ def silenced(found: Iterable[tuple[Charge, Finding]]) -> list[Finding]:
     return sorted(result, key=lambda finding: finding.rank)
 
 
-def _proposed(charges: Iterable[Charge], ill: bool) -> list[Change]:
-    """Changes to be tried, in order: first choices of likely suspects, of possible ones, then second choices."""
+def _proposed(charges: Iterable[Charge], ill: bool, choice: int | None = None) -> list[Change]:
+    """Changes to be tried, in order: first choices of likely suspects, of possible ones, then second choices.
+
+    Args:
+        choice: one choice of each alone, or the last of those that have fewer; None takes all.
+    """
     asked = [charge.suspect for charge in charges if charge.suspect.certainty == "likely"]
     if ill:  # a deviation from custom is no fault in a training that works
         asked += [charge.suspect for charge in charges if charge.suspect.certainty == "possible"]
+    asked = [suspect for suspect in asked if suspect.changes]
+    if choice is not None:
+        return list(dict.fromkeys(suspect.changes[min(choice, len(suspect.changes) - 1)] for suspect in asked))
     longest = max((len(suspect.changes) for suspect in asked), default=0)
-    ordered = [suspect.changes[i] for i in range(longest) for suspect in asked if i < len(suspect.changes)]
-    return list(dict.fromkeys(ordered))
+    return list(
+        dict.fromkeys(suspect.changes[i] for i in range(longest) for suspect in asked if i < len(suspect.changes))
+    )
 
 
 def _repair_of_the_certain(charges: Iterable[Charge], arms: Arms) -> tuple[Change, ...]:
@@ -266,27 +272,31 @@ def _note(
 
 
 def _try_together(
-    verdicts: Verdicts, chart: Chart, arms: Arms, ground: tuple[Change, ...], changes: list[Change], base: Arm,
+    verdicts: Verdicts,
+    chart: Chart,
+    arms: Arms,
+    ground: tuple[Change, ...],
+    charges: Sequence[Charge],
+    base: Arm,
+    steps: int,
     deadline: Deadline,
-) -> None:  # fmt: skip
-    """All first choices at once: several faults may hide each other."""
-    steps = chart.course.steps
-    chosen: tuple[Change, ...] = ()
-    for change in changes:
-        families = {other.family for other in (*ground, *chosen)}
-        if change.family not in families and not arms.arm((*ground, *chosen, change)).failed:
-            chosen = (*chosen, change)
-    arm = arms.arm((*ground, *chosen))
-    arms.run(arm, steps, deadline)
-    if not arms.reached(arm, steps):
-        return
-    gain = _outcome(chart, arms, arm, steps) - _outcome(chart, arms, base, steps)
-    if not _recovers(chart, _outcome(chart, arms, base, steps), gain):
-        return
-    needed = [change for change in chosen if _needed(chart, arms, arm, change, steps, gain, deadline)]
-    for change in needed or chosen:
-        verdicts.proofs[change] = _proof(arms, arm, base, change, steps)
-    verdicts.together = tuple(needed or chosen)
+) -> None:
+    """Several faults may hide each other: the first choices of all at once, the second ones, those that are safe."""
+    first, second = (_proposed(charges, bool(chart.ill), choice) for choice in (0, 1))
+    for proposed in (first, second, [change for change in second if change.safety == "safe"]):
+        chosen: tuple[Change, ...] = ()
+        for change in proposed:
+            families = {other.family for other in (*ground, *chosen)}
+            if change.family not in families and not arms.arm((*ground, *chosen, change)).failed:
+                chosen = (*chosen, change)
+        arm = arms.arm((*ground, *chosen))
+        arms.run(arm, steps, deadline)
+        before = _outcome(chart, arms, base, steps)
+        gain = _outcome(chart, arms, arm, steps) - before
+        if len(chosen) > 1 and arms.reached(arm, steps) and _recovers(chart, before, gain):
+            needed = [change for change in chosen if _needed(chart, arms, arm, change, steps, gain, deadline)]
+            verdicts.proofs |= {change: _proof(arms, arm, base, change, steps) for change in needed or chosen}
+            return
 
 
 def _needed(chart: Chart, arms: Arms, whole: Arm, change: Change, steps: int, gain: float, deadline: Deadline) -> bool:
@@ -301,16 +311,7 @@ def _needed(chart: Chart, arms: Arms, whole: Arm, change: Change, steps: int, ga
 
 
 def _proof(arms: Arms, arm: Arm, base: Arm, change: Change, steps: int) -> Proof:
-    return Proof(change.what, arms.score.name, _shown(base, steps), _shown(arm, steps), steps)
-
-
-def _shown(arm: Arm, steps: int) -> float:
-    """The validation score of an arm at the counterpart of `steps`."""
-    course, due = arm.course, max(1, round(steps * arm.stretch))
-    if course is None or (course.diverged is not None and course.diverged < due):
-        return math.nan
-    mark = course.at(due)
-    return math.nan if mark is None else mark.valid_score
+    return Proof(change.what, arms.score.name, arms.result(base, steps), arms.result(arm, steps), steps)
 
 
 def _ill(chart: Chart, arms: Arms, arm: Arm) -> bool:

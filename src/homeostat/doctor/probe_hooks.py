@@ -96,7 +96,7 @@ class Watcher:
         """Attach hooks to all layers and watch for bare functions; take everything off again."""
         with ExitStack() as stack:
             for name, module in self.model.named_modules():
-                if _is_layer(module):
+                if _is_layer(module) and (name or role_of(module)):  # a model that is one piece is no layer
                     before = module.register_forward_pre_hook(self._enter)
                     after = module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True)
                     stack.callback(before.remove)

@@ -16,10 +16,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from homeostat.doctor.layer_facts import LayerFacts
 from homeostat.doctor.probe import Probe
+from homeostat.doctor.signals import Slopes, spread_of
 from homeostat.parts.init.targets import layer_fans
 
-_FLAT = 0.25  # of standard normal inputs without a slope: rectifiers have a half or more, squashing functions none
+_FLAT = 0.25  # of standard normal inputs without a slope: relu has a half, squashing functions none
+_FLATTENING = 0.5  # the slope at 8 over that at 2: 1 for rectifiers, 0.003 for sigmoid
+_STEEPENING = 2.0  # beyond it, a power or an exponential, flat where its inputs are small
 _DEEP = 5  # ratios, of six weight layers: a factor of 1/2 for each makes 1/32 of them
+_LARGEST = 1e9  # of ratios to what may be zero
 _TELLING = 0.2  # of the loss without outputs: with centered targets of several kinds the two are nearly the same
 _CONSTANT_STEPS = 30  # of L-BFGS towards the best constant output, a convex problem of a few numbers
 
@@ -77,18 +81,27 @@ def factor(ratios: list[tuple[LayerFacts, float]], *, forward: bool) -> float:
 
 
 def dead_share(layer: LayerFacts) -> float:
-    """The share of units through which no gradient passes on any example, for functions with a flat side.
-
-    Those are rectifiers; what squashes from two sides has no flat side around zero, and counts as saturated.
-    """
-    if layer.slopes is None or layer.slopes.usual < _FLAT or math.isnan(layer.slopes.blocked):
+    """The share of units through which no gradient passes on any example, for functions with one flat side."""
+    if layer.slopes is None or _squashes(layer.slopes) or layer.slopes.growth > _STEEPENING:
         return math.nan
     return layer.slopes.blocked
 
 
 def saturated_share(layer: LayerFacts) -> float:
-    """The share of values over which nearly no gradient passes, for functions that pass it around zero."""
-    return math.nan if layer.slopes is None or layer.slopes.usual >= _FLAT else layer.slopes.saturated
+    """The share of values over which nearly no gradient passes, for functions that are flat on both sides."""
+    return layer.slopes.saturated if layer.slopes is not None and _squashes(layer.slopes) else math.nan
+
+
+def _squashes(slopes: Slopes) -> bool:
+    """Whether a function is flat far from zero and not near it; softmax is."""
+    return slopes.usual < _FLAT and (math.isnan(slopes.growth) or slopes.growth < _FLATTENING)
+
+
+def is_stuck(probe: Probe, still: float) -> bool:
+    """Whether outputs differ by a share of `still` at most where targets do, and no weight before the last moves."""
+    differing = bool((probe.targets != probe.targets[:1]).any())
+    before = probe.of("weight")[:-1]
+    return differing and spread_of(probe.outputs) < still and all(layer.weight_gradient == 0 for layer in before)
 
 
 def weight_scales(model: nn.Module) -> dict[str, float]:
@@ -110,11 +123,12 @@ def weight_scales(model: nn.Module) -> dict[str, float]:
 
 
 def bias_ratio(layer: nn.Module, facts: LayerFacts) -> float:
-    """The mean magnitude of a layer's bias over what of its output differs between examples; nan without either."""
+    """The mean magnitude of a layer's bias over what of its output differs between examples; nan without a bias."""
     bias = getattr(layer, "bias", None)
-    if not isinstance(bias, Tensor) or not bias.numel() or not facts.signal.carried > 0:
+    if not isinstance(bias, Tensor) or not bias.numel():
         return math.nan
-    return float(bias.detach().abs().mean()) / facts.signal.carried
+    size = float(bias.detach().abs().mean())
+    return size / max(facts.signal.carried, size / _LARGEST) if size > 0 else 0.0
 
 
 @dataclass(frozen=True)

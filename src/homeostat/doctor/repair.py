@@ -7,27 +7,36 @@ without and with the changes. Random by the seed.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from homeostat.doctor.arms import Arm, Arms
-from homeostat.doctor.budget import Budget, Deadline
+from homeostat.doctor.arms import Arm, Arms, Changes, squeezed
+from homeostat.doctor.budget import Budget, Deadline, Stopwatch
 from homeostat.doctor.changes.change import Change, Safety
 from homeostat.doctor.examine import Examination, examine
+from homeostat.doctor.health import MARGIN
 from homeostat.doctor.judge import Charge, Say
 from homeostat.doctor.prescriptions import bundles, prescriptions
 from homeostat.doctor.training import Training
 from homeostat.errors import invalid_type
-from homeostat.inference import Interval, paired_interval
+from homeostat.inference import Interval, mean_interval
 
-SEEDS = 3
-"""Pairs of trainings behind a proof, where time allows; the first is that of the examination."""
+PAIRS, MOST_PAIRS = 3, 8
+"""Pairs of trainings behind a proof, where time allows; more than the first number if the interval holds zero."""
+
+SEARCH_SEEDS = 3
+"""Seeds by which a set of changes is judged, where a training takes little time."""
 
 WORTH = 0.01
-"""A change is added for a gain of at least this, a point of accuracy or R², and dropped if less is lost without it."""
+"""A change is worth making for a gain of at least this, a point of accuracy or R²."""
 
 _EXAMINATION = 0.35  # of the time
-_SEARCH = 0.6  # of what is left; the rest is for the proof
+_SEARCH = 0.7  # of what is left; the rest is for the proof
+_SETS = 40  # of changes that a search tries
+_PART = 0.7  # of the time left that one round may take
+_SHARE = 0.05  # of the whole gain that one change more must bring
+_FRESH = 1000  # seeds of proofs begin so far from that of the examination
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class PairedProof:
-    """Trainings without and with the changes, seed by seed; -1 is a training that diverged."""
+    """Trainings without and with the changes, seed by seed; nan is a training that diverged."""
 
     metric: str
     before: tuple[float, ...]
@@ -62,13 +71,21 @@ class PairedProof:
     """Steps of each unaltered training."""
 
     @property
+    def gains(self) -> tuple[float, ...]:
+        """The differences; a training that diverged counts as 0, and an R² below zero as what it is worse than the mean,
+        squeezed into (-1, 0)."""
+        return tuple(
+            _worth_of(after) - _worth_of(before) for before, after in zip(self.before, self.after, strict=True)
+        )
+
+    @property
     def gain(self) -> Interval:
-        """The mean difference with its 95 % interval; infinitely wide with one seed."""
-        return paired_interval(self.after, self.before)
+        """The mean of the differences with its 95 % interval; without one where there is a single seed."""
+        return mean_interval(self.gains)
 
     def __str__(self) -> str:
         gain, count = self.gain, len(self.seeds)
-        before, after = (sum(values) / count for values in (self.before, self.after))
+        before, after = (statistics.median(values) for values in (self.before, self.after))
         seeds = f"{count} seeds" if count > 1 else "one seed"
         text = f"{self.metric} {before:.3g} → {after:.3g} over {seeds}, gain {gain.estimate:+.3g}"
         return f"{text} [{gain.low:.3g}, {gain.high:.3g}]" if math.isfinite(gain.low) else text
@@ -160,6 +177,7 @@ def repair(
     if not isinstance(training, Training):
         raise invalid_type("repair", "training", "be a homeostat.Training", training, "Make one of your objects.")
     limit = Budget.parse(budget, "repair")
+    clock = Stopwatch()
     deadline = limit.deadline()
     say: Say = progress or (lambda stage, share: None)
     if examination is None:
@@ -168,91 +186,99 @@ def repair(
     if not examination or examination.arms is None:
         return Repair(training.copy(), (), None, examination, training, _advice(examination, ()))
     search = _Search(examination, unsafe, deadline.share(_SEARCH), say)
-    arm = search.run()
-    proof = None if not arm.changes else _prove(examination, arm, seed, deadline, say)
+    chosen = search.run()
+    proof = _prove(examination.arms, chosen, seed, deadline, say) if chosen else None
+    seconds = clock.passed_seconds
     if proof is None or not _confirmed(proof):
-        return Repair(training.copy(), (), proof, examination, training, _advice(examination, ()))
+        return Repair(training.copy(), (), proof, examination, training, _advice(examination, ()), seconds=seconds)
     repaired = training.copy()
-    for change in arm.changes:
+    for change in chosen:
         change.apply(repaired)
-    changes = tuple(_applied(change, search.reasons) for change in arm.changes)
+    changes = tuple(_applied(change, search.reasons) for change in chosen)
     advice = _advice(examination, changes)
-    return Repair(repaired, changes, proof, examination, training, advice, arm=arm)
+    arm = examination.arms.arm(chosen)
+    return Repair(repaired, changes, proof, examination, training, advice, seconds=seconds, arm=arm)
 
 
 class _Search:
-    """From single changes to the set that helps most: the best start, then one change more at a time, then fewer."""
+    """From single changes to the set that helps most: the best start, then one change more at a time, then fewer.
+
+    Where a training takes little time, every set is judged by several seeds, so that a lucky one does not win.
+    """
 
     def __init__(self, examination: Examination, unsafe: bool, deadline: Deadline, say: Say) -> None:
         if examination.arms is None or examination.chart is None:
             raise ValueError("an examination without arms")
-        self.arms: Arms = examination.arms
         self.chart = examination.chart
-        self.steps = max(self.arms.marks)
         self.deadline, self.say, self.unsafe = deadline, say, unsafe
+        self.first = examination.arms
+        self.steps = max(self.first.marks)
+        self.fields = [self.first, *(self.first.under(self.first.seed + k) for k in range(1, self._seeds()))]
         self.reasons = {c: charge for charge in reversed(examination.charges) for c in charge.suspect.changes}
         self.standing = {finding.code for finding in examination.findings if finding.severity != "info"}
-        self.rounds = 0
 
-    def run(self) -> Arm:
-        """The best arm that was found; the unaltered one if none is better."""
+    def run(self) -> Changes:
+        """The best set of changes that was found; the empty one if none is better."""
         best = self._start()
         while not self.deadline.passed:
             more = self._one_more(best)
-            if more is None or self._merit(more) < self._merit(best) + WORTH:
+            if self._merit(more) < self._merit(best) + self._worth(best):
                 break
             best = more
         return self._thinned(best)
 
-    def _start(self) -> Arm:
-        """The best of: nothing, what the standing findings propose, and the bundles of customary remedies."""
+    def _start(self) -> Changes:
+        """Nothing, what the findings propose, or a bundle of customary remedies: the least that is as good as the best."""
         certain = self._together(self._proposed({"certain"}))
         standing = self._together([*certain, *self._proposed({"certain", "likely", "possible"}, self.standing)])
         starts = [(), certain, standing, *(self._together([*certain, *bundle]) for bundle in bundles(self.chart))]
-        arms = [self.arms.arm(changes) for changes in dict.fromkeys(starts)]
-        return self._best(arms)
+        starts = list(dict.fromkeys(starts))
+        best = self._best(starts)
+        enough = self._merit(best) - self._worth(best)
+        return next((changes for changes in starts if self._merit(changes) >= enough), best)
 
-    def _one_more(self, ground: Arm) -> Arm | None:
-        """The best arm with one change more, or with one in the place of another of its family."""
-        self.rounds += 1
+    def _one_more(self, ground: Changes) -> Changes:
+        """The best set with one change more, or with one in the place of another of its family."""
         candidates = self._proposed({"certain", "likely", "possible"}) + self._allowed(prescriptions(self.chart))
-        arms = []
-        for change in dict.fromkeys(candidates):
-            if change not in ground.changes:
-                kept = tuple(other for other in ground.changes if other.family != change.family)
-                arms.append(self.arms.arm((*kept, change)))
-        return self._best(arms) if arms else None
+        sets = [
+            (*(other for other in ground if other.family != change.family), change)
+            for change in dict.fromkeys(candidates)
+            if change not in ground
+        ]
+        return self._best(sets) if sets else ground
 
-    def _best(self, arms: Sequence[Arm]) -> Arm:
+    def _best(self, sets: list[Changes]) -> Changes:
         """Train all, as far as time allows, and take the best; the worse half drops out where time is short."""
-        running = [arm for arm in arms if not arm.failed]
-        pace = self._pace()
-        horizons = [mark for mark in self.arms.marks if mark > 0]
-        for index, goal in enumerate(horizons):
-            last = index == len(horizons) - 1
-            cost = sum(self._missing(arm, self.steps) for arm in running) * pace
-            if not last and cost <= 0.7 * self.deadline.left:
+        running = [changes for changes in sets if not self.first.arm(changes).failed][: self.first.room()]
+        horizons = [mark for mark in self.first.marks if 4 * mark >= self.steps]
+        for goal in horizons:
+            last = goal == horizons[-1]
+            if not last and self._cost(running) <= _PART * self.deadline.left:
                 continue  # time for all of them to the end
-            if not last and goal * 4 < self.steps:
-                continue
-            for number, arm in enumerate(running):
+            for number, changes in enumerate(running):
                 self.say("repair", number / max(1, len(running)))
-                self.arms.run(arm, goal, self.deadline)
-            ranked = sorted(running, key=lambda arm: self._merit(arm, goal), reverse=True)
+                self._train(changes, goal)
+            running = sorted(running, key=lambda changes: self._merit(changes, goal), reverse=True)
             if last or self.deadline.passed:
-                return ranked[0] if ranked else self.arms.arm()
-            running = ranked[: max(1, len(ranked) // 2)]
-        return running[0] if running else self.arms.arm()
+                break
+            kept = max(1, len(running) // 2)
+            for changes in running[kept:]:
+                self._drop(changes)
+            running = running[:kept]
+        return running[0] if running else ()
 
-    def _thinned(self, arm: Arm) -> Arm:
-        """Without the changes that no gain depends on."""
-        for change in reversed(arm.changes):
-            fewer = self.arms.arm(tuple(other for other in arm.changes if other != change))
-            self.arms.run(fewer, self.steps, self.deadline)
-            reached = not fewer.failed and self.arms.reached(fewer, self.steps)
-            if reached and self._merit(fewer) >= self._merit(arm) - WORTH:
-                arm = fewer
-        return arm
+    def _thinned(self, changes: Changes) -> Changes:
+        """Without the changes that the gain does not depend on; those that alter the model go first."""
+        enough = self._merit(changes) - self._worth(changes)
+        for change in sorted(reversed(changes), key=lambda change: change.safety == "safe"):
+            fewer = tuple(other for other in changes if other != change)
+            if self._train(fewer, self.steps) and self._merit(fewer) >= enough:
+                changes = fewer
+        return changes
+
+    def _worth(self, changes: Changes) -> float:
+        """What a change must gain to be worth making: a point, or a twentieth of what was gained in all."""
+        return max(WORTH, _SHARE * (self._merit(changes) - self._merit(())))
 
     def _proposed(self, certainties: set[str], codes: set[str] | None = None) -> list[Change]:
         """What suspects propose: first choices first."""
@@ -270,55 +296,84 @@ class _Search:
     def _allowed(self, changes: Iterable[Change]) -> list[Change]:
         return [change for change in changes if self.unsafe or change.safety == "safe"]
 
-    def _together(self, changes: Iterable[Change]) -> tuple[Change, ...]:
+    def _together(self, changes: Iterable[Change]) -> Changes:
         """As many of the changes as fit together, one of each family."""
-        found: tuple[Change, ...] = ()
+        found: Changes = ()
         for change in self._allowed(changes):
             taken = {other.family for other in found}
-            if change.family not in taken and not self.arms.arm((*found, change)).failed:
+            if change.family not in taken and not self.first.arm((*found, change)).failed:
                 found = (*found, change)
         return found
 
-    def _merit(self, arm: Arm, steps: int | None = None) -> float:
-        return self.arms.outcome(arm, self.steps if steps is None else steps)
+    def _train(self, changes: Changes, steps: int) -> bool:
+        """Train the arms of a set under every seed; whether all got that far."""
+        for arms in self.fields:
+            arm = arms.arm(changes)
+            arms.run(arm, steps, self.deadline)
+            if arm.failed or not arms.reached(arm, steps):
+                return False
+        return True
 
-    def _missing(self, arm: Arm, steps: int) -> float:
-        course = arm.course
-        return 0.0 if course is None or course.ended else max(0.0, steps * arm.stretch - course.steps)
+    def _drop(self, changes: Changes) -> None:
+        for arms in self.fields:
+            arms.drop(arms.arm(changes))
+
+    def _merit(self, changes: Changes, steps: int | None = None) -> float:
+        """The mean over seeds; nothing counts that was not trained that far under all."""
+        due = self.steps if steps is None else steps
+        pairs = [(arms, arms.arm(changes)) for arms in self.fields]
+        if not all(arms.reached(arm, due) for arms, arm in pairs):
+            return -math.inf
+        return sum(arms.outcome(arm, due) for arms, arm in pairs) / len(pairs)
+
+    def _cost(self, sets: list[Changes]) -> float:
+        """Seconds to train all sets to the end."""
+        pairs = [arms.arm(changes) for changes in sets for arms in self.fields]
+        return self._pace() * sum(
+            0.0 if arm.course is None or arm.course.ended else max(0.0, self.steps * arm.stretch - arm.course.steps)
+            for arm in pairs
+        )
 
     def _pace(self) -> float:
         """Seconds per step of the unaltered training."""
         course = self.chart.course
-        return course.seconds / max(1, course.steps)
+        return course.seconds / max(1, len(course.losses))
+
+    def _seeds(self) -> int:
+        """So many that the customary number of sets can be trained under each."""
+        whole = self._pace() * self.steps * _SETS
+        return max(1, min(SEARCH_SEEDS, int(self.deadline.left / max(whole, 1e-6))))
 
 
-def _prove(examination: Examination, arm: Arm, seed: int, deadline: Deadline, say: Say) -> PairedProof | None:
-    """The pairs of the proof: that of the search, and as many under other seeds as there is time for."""
-    known = examination.arms
-    if known is None:
-        return None
-    steps = max(known.marks)
-    plain = known.arm()
+def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say) -> PairedProof | None:
+    """Pairs under seeds that the search has not seen, as many as there is time for, until the gain is beyond doubt."""
+    steps = max(arms.marks)
     pairs: list[tuple[int, float, float]] = []
-    for number in range(SEEDS):
-        arms = known if number == 0 else Arms(known.training, known.examples, known.score, seed + number, [0, steps])
-        pair = (plain, arm) if number == 0 else (arms.arm(), arms.arm(arm.changes))
-        say("proof", number / SEEDS)
-        for one in pair:
-            arms.run(one, steps, deadline)
-        if not all(arms.reached(one, steps) for one in pair):
+    proof: PairedProof | None = None
+    for number in range(MOST_PAIRS):
+        say("proof", number / MOST_PAIRS)
+        fresh = arms.under(seed + _FRESH + number)
+        before, after = fresh.arm(), fresh.arm(changes)
+        for one in (before, after):
+            fresh.run(one, steps, deadline)
+        if not (fresh.reached(before, steps) and fresh.reached(after, steps)):
             break
-        pairs.append((seed + number, arms.outcome(pair[0], steps), arms.outcome(pair[1], steps)))
-    if not pairs:
-        return None
-    numbers, before, after = zip(*pairs, strict=True)
-    return PairedProof(known.score.name, before, after, numbers, steps)
+        pairs.append((fresh.seed, fresh.result(before, steps), fresh.result(after, steps)))
+        proof = PairedProof(arms.score.name, *zip(*((p[1], p[2], p[0]) for p in pairs), strict=True), steps)
+        if len(pairs) >= PAIRS and proof.gain.low > 0:
+            break
+    return proof
 
 
 def _confirmed(proof: PairedProof) -> bool:
-    """Whether every pair gained, and the mean gain is worth it; an interval needs more pairs than there is time for."""
-    gains = [after - before for before, after in zip(proof.before, proof.after, strict=True)]
-    return all(gain > 0 for gain in gains) and sum(gains) / len(gains) >= WORTH
+    """Whether the gain's interval lies above zero; two pairs, where there was time for no more, must both gain much."""
+    if len(proof.seeds) < PAIRS:
+        return all(gain >= MARGIN for gain in proof.gains)
+    return proof.gain.low > 0
+
+
+def _worth_of(score: float) -> float:
+    return 0.0 if math.isnan(score) else squeezed(score)
 
 
 def _applied(change: Change, reasons: dict[Change, Charge]) -> Applied:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from homeostat import seeds
-from homeostat.doctor.changes.optimizer import held_by, trainable_of
+from homeostat.doctor.changes.held import held_by, trainable_of
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.training import Training
 from homeostat.parts.layers import tensors_in
@@ -90,6 +90,56 @@ def examine_step(training: Training, examples: Examples) -> StepFacts | None:
             return _examine(training, _batch(training, examples))
     except Exception:  # the user's code on the user's data: what fails here fails in the trial too, and is said there
         return None
+
+
+def goes_up(facts: StepFacts | None) -> bool:
+    """Whether the loss rises along the optimizer's step."""
+    return facts is not None and facts.rise > UPHILL
+
+
+def step_facts(chart: Chart) -> StepFacts | None:
+    """`examine_step` at the given weights, measured when it is first asked for."""
+    known = _KNOWN.setdefault(chart.training, {})
+    if "first" not in known:
+        known["first"] = examine_step(chart.training, chart.train)
+    return known["first"]
+
+
+def late_step_facts(chart: Chart) -> StepFacts | None:
+    """The same at the weights after the trial, with fresh optimizer state."""
+    known = _KNOWN.setdefault(chart.training, {})
+    if "late" not in known:
+        known["late"] = None
+        if chart.course.model is not None and not chart.course.error:
+            trained = chart.training.copy()
+            trained.model.load_state_dict(chart.course.model.state_dict())
+            known["late"] = examine_step(trained, chart.train)
+    return known["late"]
+
+
+def displacement(before: nn.Module, after: nn.Module | None) -> dict[str, float]:
+    """How far each weight has moved, over its first length; weights that began at zero are left out."""
+    if after is None:
+        return {}
+    trained = weights_of(after)
+    found = {}
+    for name, weight in weights_of(before).items():
+        length = float(weight.norm())
+        if name in trained and trained[name].shape == weight.shape and length > 0:
+            found[name] = float((trained[name] - weight).norm()) / length
+    return found
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters of two and more dimensions, by name."""
+    return {name: parameter.detach() for name, parameter in trainable_of(model) if parameter.ndim > 1}
+
+
+def decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether decay acts on the weights past the gradient, by the group's flag or the name of the class."""
+    if "decoupled_weight_decay" in group:
+        return bool(group["decoupled_weight_decay"])
+    return type(optimizer).__name__ in _DECOUPLED
 
 
 def _examine(training: Training, batch: Examples) -> StepFacts:
@@ -238,13 +288,6 @@ def _leaves(loss: Tensor) -> Iterable[Tensor]:
                 waiting.append(following)
 
 
-def decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether decay acts on the weights past the gradient, by the group's flag or the name of the class."""
-    if "decoupled_weight_decay" in group:
-        return bool(group["decoupled_weight_decay"])
-    return type(optimizer).__name__ in _DECOUPLED
-
-
 def _needs_closure(optimizer: Optimizer) -> bool:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
@@ -274,47 +317,4 @@ def _cosine(steps: list[Tensor], gradients: list[Tensor]) -> float:
     return product / lengths if lengths > 0 and math.isfinite(lengths) else math.nan
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters of two and more dimensions, by name."""
-    return {name: parameter.detach() for name, parameter in trainable_of(model) if parameter.ndim > 1}
-
-
-def displacement(before: nn.Module, after: nn.Module | None) -> dict[str, float]:
-    """How far each weight has moved, over its first length; weights that began at zero are left out."""
-    if after is None:
-        return {}
-    trained = weights_of(after)
-    found = {}
-    for name, weight in weights_of(before).items():
-        length = float(weight.norm())
-        if name in trained and trained[name].shape == weight.shape and length > 0:
-            found[name] = float((trained[name] - weight).norm()) / length
-    return found
-
-
 _KNOWN: WeakKeyDictionary[Training, dict[str, StepFacts | None]] = WeakKeyDictionary()
-
-
-def goes_up(facts: StepFacts | None) -> bool:
-    """Whether the loss rises along the optimizer's step."""
-    return facts is not None and facts.rise > UPHILL
-
-
-def step_facts(chart: Chart) -> StepFacts | None:
-    """`examine_step` at the given weights, measured when it is first asked for."""
-    known = _KNOWN.setdefault(chart.training, {})
-    if "first" not in known:
-        known["first"] = examine_step(chart.training, chart.train)
-    return known["first"]
-
-
-def late_step_facts(chart: Chart) -> StepFacts | None:
-    """The same at the weights after the trial, with fresh optimizer state."""
-    known = _KNOWN.setdefault(chart.training, {})
-    if "late" not in known:
-        known["late"] = None
-        if chart.course.model is not None and not chart.course.error:
-            trained = chart.training.copy()
-            trained.model.load_state_dict(chart.course.model.state_dict())
-            known["late"] = examine_step(trained, chart.train)
-    return known["late"]

@@ -159,12 +159,18 @@ class Steps:
         return np.where(some > 0, np.sqrt(squares), np.nan).reshape(count, layers)
 
     def _ratio(self, gradient: NDArray[np.float64], order: Sequence[int]) -> float:
-        """Root mean square gradient of the first layer's weights over the last's, among layers with the role weight."""
+        """Largest root mean square gradient among the first third of the layers with the role weight over the last's.
+
+        Single layers may have small gradients for reasons of their own, such as the queries and keys of attention at
+        the start; a gradient that vanishes on its way is small for all layers from there on.
+        """
         roles = self._anatomy.roles
         layers = [layer for layer in order if roles[layer] == "weight" and gradient[layer] == gradient[layer]]
         if len(layers) < 2:
             return math.nan
-        first, last = (float(gradient[layer]) / math.sqrt(self._weights[layer]) for layer in (layers[0], layers[-1]))
+        sizes = [float(gradient[layer]) / math.sqrt(self._weights[layer]) for layer in layers]
+        third = max(1, len(layers) // 3)
+        first, last = max(sizes[:third]), max(sizes[-third:])
         return first / last if last > 0 and math.isfinite(first) and math.isfinite(last) else math.nan
 
 

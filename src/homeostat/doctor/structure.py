@@ -119,6 +119,7 @@ def read(model: nn.Module, sample: Sample, output: Output = None) -> Structure:
     Raises: Unreadable for models that cannot be followed (compiled, scripted, wrapped for several devices) or fail on
         the sample.
     Example:
+        >>> import torch
         >>> found = read(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)), torch.zeros(3, 4))
         >>> [(link.source, link.target, [step.name for step in link.steps]) for link in found.links]
         [(None, '0', []), ('0', '3', ['relu', 'dropout']), ('3', None, [])]

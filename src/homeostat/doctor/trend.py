@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from homeostat.doctor.course import Course
 
@@ -63,6 +64,16 @@ def trend_of(course: Course) -> Trend:
         peak=_peak(losses) / abs(start) if start else math.nan,
         swing=_swing(course),
     )
+
+
+def known(**values: Any) -> dict[str, Any]:
+    """Evidence without numbers that could not be had.
+
+    Example:
+        >>> known(loss=0.5, peak=math.nan, layers=3)
+        {'loss': 0.5, 'layers': 3}
+    """
+    return {name: value for name, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _fifth(values: Sequence[float], number: int) -> Sequence[float]:

@@ -34,7 +34,8 @@ MEANINGS: dict[str, str] = {
     "update": "norm of the step's change of the weights over the norm of the weights",
     "weight": "L2 norm of the weights before the step; inf if it is not finite",
     "rotation": "angle between the weights and those of the last watched step, in radians",
-    "gradient_ratio": "root mean square gradient of the first layer's weights over that of the last layer's",
+    "gradient_ratio": "root mean square gradient of the first layers' weights over that of the last layers': "
+    "the largest in either third of the layers",
     "learning_rate": "the largest of the optimizers' groups",
     "loss": "as given; inf if it is not finite",
 }

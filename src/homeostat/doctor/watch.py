@@ -129,6 +129,11 @@ class Watch:
         """The share of the time that watching took."""
         return self._recorder.cadence.share
 
+    @property
+    def seconds(self) -> float:
+        """The time that watching took."""
+        return self._recorder.cadence.spent
+
     def loss(self, loss: Tensor | float) -> None:
         """Record the loss of the step under way, if it is watched; call it as often as you like."""
         self._recorder.note_loss(loss)
@@ -178,7 +183,7 @@ def _table(vitals: Vitals) -> list[str]:
         lines.append(f"{name:<{width}}" + "".join(f"{'' if v != v else format(v, '.3g'):>11}" for v in values))
     ratio, loss = vitals.last(WHOLE, "gradient_ratio"), vitals.last(WHOLE, "loss")
     if ratio == ratio:
-        lines.append(f"gradient of the first layer over that of the last: {ratio:.3g}")
+        lines.append(f"gradient of the first layers over that of the last: {ratio:.3g}")
     if loss == loss:
         lines.append(f"loss at step {vitals.of(WHOLE, 'loss')[0][-1]}: {loss:.4g}")
     return lines

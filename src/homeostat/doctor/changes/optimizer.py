@@ -8,7 +8,6 @@ Not random.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from homeostat.doctor.changes.change import CannotApply, Change, Safety
+from homeostat.doctor.changes.held import held_by, trainable_of
 from homeostat.errors import unknown
 from homeostat.parts.penalty import split_parameters
 
@@ -342,25 +342,6 @@ def set_option(group: dict[str, Any], option: str, value: float) -> None:
         group[option] = value
 
 
-def held_by(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Every tensor that the optimizer steps."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def trainable_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters by name, each once, those of modules in plain lists, tuples and dicts too."""
-    found: dict[int, tuple[str, nn.Parameter]] = {}
-    seen: set[int] = set()
-    for prefix, module in _all_modules(model, "", seen):
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                found.setdefault(id(parameter), (f"{prefix}.{name}" if prefix else name, parameter))
-        for name, value in _plain(module):
-            if isinstance(value, nn.Parameter) and value.requires_grad:
-                found.setdefault(id(value), (f"{prefix}.{name}" if prefix else name, value))
-    return list(found.values())
-
-
 def shown(values: Numbers) -> str:
     """A few numbers; one where all are the same."""
     return ", ".join(f"{value:g}" for value in dict.fromkeys(values)) or "?"
@@ -403,27 +384,3 @@ def _group_for(optimizer: Optimizer, exempt: bool) -> dict[str, Any]:
     if exempt:
         return next((group for group in groups if not group.get("weight_decay")), groups[0])
     return groups[0]
-
-
-def _all_modules(module: nn.Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    if id(module) in seen:
-        return
-    seen.add(id(module))
-    yield prefix, module
-    parts = [(name, part) for name, part in module._modules.items() if part is not None]
-    parts += [(name, value) for name, value in _plain(module) if isinstance(value, nn.Module)]
-    for name, part in parts:
-        yield from _all_modules(part, f"{prefix}.{name}" if prefix else name, seen)
-
-
-def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a module holds in attributes that are lists, tuples or dicts."""
-    for name, value in vars(module).items():
-        if name.startswith("_"):
-            continue
-        entries: Any = value.items() if isinstance(value, dict) else enumerate(value) if _listed(value) else ()
-        yield from ((f"{name}.{key}", entry) for key, entry in entries)
-
-
-def _listed(value: Any) -> bool:
-    return isinstance(value, list | tuple)

@@ -19,6 +19,8 @@ def find(model: nn.Module, name: str) -> nn.Module:
     """
     modules = dict(model.named_modules())
     names = [name] if name in modules else [full for full in modules if full.endswith(f".{name}")]
+    depths = [full.count(".") for full in names]
+    names = [full for full, depth in zip(names, depths, strict=True) if depth == min(depths)]  # not a namesake inside
     if len(names) != 1:
         raise CannotApply(f"the model has {'no' if not names else 'more than one'} layer named {name!r} now")
     found = modules[names[0]]

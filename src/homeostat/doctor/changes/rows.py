@@ -22,7 +22,7 @@ from homeostat.doctor.changes.change import CannotApply, Change, Safety
 from homeostat.doctor.course import evaluating
 from homeostat.doctor.data_rows import rows_in_both
 from homeostat.doctor.data_scale import bounded, columns_of, finite_rows
-from homeostat.doctor.data_splits import TURNS, compare_splits
+from homeostat.doctor.data_splits import TURNS, Mismatch, compare_splits
 from homeostat.doctor.data_tests import takes_features_last
 from homeostat.doctor.examples import Examples, examples_of, is_pair_of_tensors
 from homeostat.doctor.flat import channel_dim
@@ -201,7 +201,7 @@ class MatchSplits(Change):
         if found.turned in TURNS:
             _transform(training, self.side, _Turn(found.turned))
             return
-        _transform(training, self.side, _affine(changed, like, sequence, found.common, -1.0 if found.turned else 1.0))
+        _transform(training, self.side, _affine(changed, like, sequence, found))
 
     @property
     def what(self) -> str:
@@ -254,16 +254,19 @@ class _Mapped(torch_data.Dataset):
         return (self.function(torch.as_tensor(inputs)[None])[0], *rest)
 
 
-def _affine(changed: Examples, like: Examples, sequence: bool, common: bool, sign: float) -> _Affine:
-    """Factor and shift per feature that give `changed` the mean and deviation of `like`; one factor where it is common.
+def _affine(changed: Examples, like: Examples, sequence: bool, found: Mismatch) -> _Affine:
+    """Factor and shift that give features of `changed` the mean and deviation of `like`; one of all where it is common.
 
     A shift is left out where the factor alone brings the means together: both began at the same zero.
     """
     tables = [columns_of(bounded(split).inputs, sequence) for split in (changed, like)]
+    common, sign = found.common or found.turned == "inverted", -1.0 if found.turned == "inverted" else 1.0
     if common:
         tables = [table.reshape(-1, 1) for table in tables]
     (mean, deviation), (goal, spread) = ((table.mean(0), table.std(0)) for table in tables)
     usable = (deviation > 0) & (spread > 0)
+    if not common:
+        usable &= np.isin(np.arange(len(mean)), found.different)
     factor = sign * np.where(usable, spread / np.where(deviation > 0, deviation, 1.0), 1.0)
     shift = np.where(usable, goal - factor * mean, 0.0)
     if common and bool((np.abs(shift) < 0.1 * spread).all()):

@@ -19,7 +19,7 @@ from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.rules.holdings import WEIGHS, penalty_ratio
 from homeostat.doctor.rules.rate import LITTLE_MOVED, falls, moved_by
 from homeostat.doctor.step_tests import step_facts, weights_of
-from homeostat.doctor.trend import trend_of
+from homeostat.doctor.trend import known, trend_of
 from homeostat.parts.modes import drop_probability
 
 STRONG_DROPOUT = 0.5
@@ -73,7 +73,7 @@ class Overfitting(Rule):
             text,
             "Stop at the best validation score, add weight decay or dropout, augment, or get more data.",
             "likely" if fallen else "possible",
-            evidence={"train": last.train_score, "valid": last.valid_score, "best": best.valid_score, "at": best.step},
+            evidence=known(train=last.train_score, valid=last.valid_score, best=best.valid_score, at=best.step),
             changes=_regularize(chart, best, fallen),
         )
 
@@ -115,7 +115,7 @@ class Underfitting(Rule):
             text,
             "Look at the other findings; then give the network more capacity, or more time.",
             "likely",
-            evidence={"train": course.train_score, "baseline": baselines.best, "progress": trend.progress},
+            evidence=known(train=course.train_score, baseline=baselines.best, progress=trend.progress),
             causes=("underfitting", "loss_not_decreasing") if stuck else self.causes,
         )
 
@@ -157,7 +157,7 @@ class TooFewEpochs(Rule):
             f"The training ends after {training.epochs} epochs ({course.total} steps), when {said}.",
             "Train longer, until the validation score no longer rises.",
             "possible",
-            evidence={"epochs": training.epochs, "steps": course.total, "fall": trend.fall, "moved": moved},
+            evidence=known(epochs=training.epochs, steps=course.total, fall=trend.fall, moved=moved),
             changes=tuple(MoreEpochs.of(training, factor) for factor in (4.0, 10.0)),
         )
 
@@ -199,7 +199,7 @@ class StrongDropout(Rule):
             "Leave dropout out until the training works, then begin with 0.1.",
             "likely" if largest > STRONG_DROPOUT and _train_score_low(chart) else "possible",
             layer=where,
-            evidence={"largest": largest, "layers": len(drops), "kept": kept},
+            evidence=known(largest=largest, layers=len(drops), kept=kept),
             changes=tuple(SetDropout.of(training, factor) for factor in (0.0, 0.25)),
         )
 
@@ -243,7 +243,7 @@ class StrongDecay(Rule):
             f"The weights shrank to {middle:.2g} of their first length while they should have learned.",
             "Take weight decay out, or make it a hundred times smaller.",
             "possible",
-            evidence={"length_left": middle},
+            evidence=known(length_left=middle),
             changes=tuple(ScalePenalty.of(training, factor, in_loss) for factor in (0.0, 0.01)),
         )
 
@@ -274,9 +274,8 @@ class BelowBaseline(Rule):
         if not chart.ill:
             return
         found = chart.baselines
-        evidence = {"score": chart.course.score, "steps": chart.course.steps}
-        if found is not None:
-            evidence |= {"baseline": found.best, "name": found.best_name}  # type: ignore[dict-item]
+        best, name = (found.best, found.best_name) if found is not None else (math.nan, "")
+        evidence = known(score=chart.course.score, steps=chart.course.steps, baseline=best, name=name)
         cure = "See the other findings. Without any: begin with a network that is known to work on such data."
         yield Suspect(chart.ill, cure, "certain", evidence=evidence)
 

@@ -90,10 +90,11 @@ class VanishingGradient(Rule):
         if later is not None and later.value >= HEALED:
             return
         weak = [each for each in hidden_of(chart) if each.weak]
-        text = f"The weights of {updates.layer!r} get {updates.value:.1e} of the largest relative gradient"
-        text += f"; of the gradient at the last layer {outputs.value:.1e} arrives at {outputs.layer!r}"
+        little = f"the weights of {updates.layer!r} get {updates.value:.1e} of the largest relative gradient"
+        gone = f"{outputs.value:.1e} of the gradient at the last layer arrives at {outputs.layer!r}"
+        told = [text for text, told in ((little, updates.value < LITTLE), (gone, outputs.value < GONE)) if told]
         yield Suspect(
-            f"{text}.",
+            f"{'; '.join(told)[0].upper()}{'; '.join(told)[1:]}.",
             "Use rectifiers instead of functions that squash, initialize for them, normalize, or add skip connections.",
             "likely",
             layer=updates.layer,
@@ -172,8 +173,8 @@ class Disconnected(Rule):
     Why it hurts: they never change. `detach()`, `.data`, numpy, a `no_grad` or an argmax between a layer and the loss
     cut it off.
 
-    Threshold and its source: none. All parameters: certain. More than half of the weights that take part: likely.
-    Fewer, and layers that do not run: a remark.
+    Threshold and its source: none. All parameters: certain. Weights of layers that take part: likely. Biases alone, and
+    layers that do not run: a remark.
 
     False alarms: a teacher or a feature extractor that runs under `no_grad` on purpose should be frozen by
     `requires_grad_(False)`, which says so.
@@ -206,6 +207,7 @@ class Disconnected(Rule):
         cut = [name for name in trainable if name in missing and name.rpartition(".")[0] in ran]
         took_part = [name for name in trainable if name.rpartition(".")[0] in ran]
         share = sum(trainable[n].numel() for n in cut) / max(1, sum(trainable[n].numel() for n in took_part))
+        weights = any(trainable[name].dim() > 1 for name in cut)
         evidence = {"parameters": len(missing), "share": share}
         if not cut:
             text = f"{_named(sorted(missing))} belong to layers that do not run; they get no gradient."
@@ -214,8 +216,8 @@ class Disconnected(Rule):
         yield Suspect(
             f"{_named(cut)} are used and get no gradient; these are {share:.0%} of the weights that take part.",
             remedy,
-            "likely" if share > MOST else "certain",
-            "warning" if share > MOST else "info",
+            "likely" if weights else "certain",
+            "warning" if weights else "info",
             layer=cut[-1].rpartition(".")[0],
             evidence=evidence,
             causes=("disconnected_parameters", "frozen_parameters"),

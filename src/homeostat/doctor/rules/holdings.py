@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from homeostat.doctor.changes.optimizer import AddParameters, held_by, settings_of, shown, trainable_of
+from homeostat.doctor.changes.held import held_by, trainable_of
+from homeostat.doctor.changes.optimizer import AddParameters, settings_of, shown
 from homeostat.doctor.changes.regularization import DecoupleDecay, ScalePenalty
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.finding import Severity
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.step_tests import StepFacts, late_step_facts, step_facts
+from homeostat.doctor.trend import known
 
 DOMINATES = 0.5
 """The penalty's gradient is half of the loss' or more: it decides where the weights go. In the trainings of
@@ -57,7 +59,7 @@ class CoupledDecay(Rule):
                 "Use AdamW, whose decay acts on the weights themselves, and tune it anew.",
                 "certain",
                 "info",
-                evidence={"weight_decay": max(decays)},
+                evidence=known(weight_decay=max(decays)),
                 changes=(DecoupleDecay.of(chart.training),),
             )
 
@@ -98,12 +100,12 @@ class PenaltyDominates(Rule):
         decays = settings_of(training.optimizer, "weight_decay")
         parts = [f"weight decay {shown(tuple(d for d in decays if d))}"] if any(decays) else []
         parts += ["a penalty in the loss"] if in_loss else []
+        text = f"The gradient of {' and '.join(parts)} is {first:.2g} times that of the rest of the loss at the start"
         yield Suspect(
-            f"The gradient of {' and '.join(parts)} is {first:.2g} times that of the rest of the loss at the start, "
-            f"and {late:.2g} times after training.",
+            text + (f", and {late:.2g} times after training." if math.isfinite(late) else "."),
             "Take the penalty out, or make it a hundred times smaller.",
             "likely" if first >= DOMINATES else "possible",
-            evidence={"ratio_at_start": first, "ratio_after_trial": late},
+            evidence=known(ratio_at_start=first, ratio_after_trial=late),
             changes=tuple(ScalePenalty.of(training, factor, in_loss) for factor in (0.0, 0.01)),
         )
 
@@ -142,7 +144,7 @@ class StaleParameters(Rule):
             "Make the optimizer of model.parameters() after the model is built, copied and loaded.",
             "certain",
             ("warning" if facts.held else "error") if instead else "info",
-            evidence={"stale": facts.stale, "held": facts.held, "missing": len(facts.missing)},
+            evidence=known(stale=facts.stale, held=facts.held, missing=len(facts.missing)),
             changes=(AddParameters.of(chart.training),) if instead else (),
         )
 
@@ -189,7 +191,7 @@ class MissingParameters(Rule):
             "If they are meant to stay, requires_grad_(False) says so." if on_purpose else cure,
             "certain",
             severity,
-            evidence={"missing": len(facts.missing), "held": facts.held, "hidden": len(facts.hidden)},
+            evidence=known(missing=len(facts.missing), held=facts.held, hidden=len(facts.hidden)),
             changes=(AddParameters.of(chart.training),),
         )
 

@@ -9,13 +9,15 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from homeostat.doctor import readings
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.weights import Reinitialize
 from homeostat.doctor.hidden import hidden_of, is_chain, is_plain
 from homeostat.doctor.rule import Rule, Suspect
+from homeostat.parts.init.targets import layer_fans
 
 if TYPE_CHECKING:
     from homeostat.doctor.chart import Chart
@@ -46,9 +48,8 @@ EXCESS = 8.0
 """What outputs that mean nothing yet may add to the loss, in units of the loss of the class prior or mean; healthy
 networks add up to 7.8 (99.9 %; 1.9 at the 95 %, benchmarks/doctor_thresholds.py)."""
 
-BIAS = 100.0
-"""Bias over what differs between examples behind it; 160 at the 99.9 % of healthy networks, where torch's default bias
-meets a signal that has nearly died out; 21 at the 99 %."""
+BIAS = 10.0
+"""Bias over what differs between examples behind it: no example changes the sign of such a unit's input."""
 
 _SHOWN = 4
 
@@ -301,8 +302,8 @@ class LargeBias(Rule):
     Why it hurts: a rectifier with a large negative bias is dead on all examples; with a large positive one it is
     linear. Saturating functions saturate.
 
-    Threshold and its source: 100; healthy networks have up to 21 (99 %), and 160 where a deep network has lost its
-    signal (99.9 %, benchmarks/doctor_thresholds.py).
+    Threshold and its source: 10, where no example changes the sign of a unit's input; and ten times what torch's
+    default makes a bias, since a signal that has died out makes any bias large beside it.
 
     False alarms: the bias of the last layer may be the prior, and is not looked at; a forget gate's neither.
 
@@ -323,9 +324,9 @@ class LargeBias(Rule):
         found: dict[str, float] = {}
         for facts in chart.probe.of("weight"):
             layer = modules.get(facts.name)
-            if layer is not None and facts.name not in chart.structure.last and not isinstance(layer, Tensor):
+            if layer is not None and facts.name not in chart.structure.last:
                 ratio = readings.bias_ratio(layer, facts)
-                found |= {facts.name: ratio} if ratio > BIAS else {}
+                found |= {facts.name: ratio} if ratio > BIAS and _large(layer) else {}
         if found:
             worst = max(found, key=lambda name: found[name])
             yield Suspect(
@@ -338,7 +339,15 @@ class LargeBias(Rule):
             )
 
 
+_UNUSUAL = 10.0  # times what torch's default bias is at most, 1 over the root of fan_in
 _GAIN = 6.0  # output over input: 5.7 at the 99.9 % of healthy networks, benchmarks/doctor_thresholds.py
+
+
+def _large(layer: nn.Module) -> bool:
+    """Whether the bias is far beyond a usual initialization's, whatever the signal there is."""
+    if not isinstance(layer, nn.Linear | _ConvNd) or layer.bias is None:
+        return False
+    return float(layer.bias.detach().abs().mean()) > _UNUSUAL / math.sqrt(layer_fans(layer)[0])
 
 
 def _redrawn(chart: Chart) -> tuple[Change, ...]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from homeostat.doctor.changes.held import held_by
 from homeostat.doctor.changes.norm import AddNorm, batch_norms
-from homeostat.doctor.changes.optimizer import held_by
 from homeostat.doctor.changes.regularization import ExemptDecay, SetDropout
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
@@ -20,6 +20,7 @@ from homeostat.doctor.layer_facts import LayerFacts
 from homeostat.doctor.probe import Probe
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.structure import Link, Step
+from homeostat.doctor.trend import known
 from homeostat.parts.norm import norm_kind
 from homeostat.parts.penalty import split_parameters
 
@@ -68,7 +69,12 @@ class BiasBeforeNorm(Rule):
         if found:
             text = f"{len(found)} layers have a bias that normalization takes out at once: {_some(found)}."
             yield Suspect(
-                text, "Build them with bias=False.", "certain", "info", layer=found[0], evidence={"layers": len(found)}
+                text,
+                "Build them with bias=False.",
+                "certain",
+                "info",
+                layer=found[0],
+                evidence=known(layers=len(found)),
             )
 
 
@@ -107,7 +113,7 @@ class DropoutBeforeBatchNorm(Rule):
                 "Put dropout behind the last batch normalization, or leave it out.",
                 "possible",
                 layer=layers[0],
-                evidence={"layers": len(layers)},
+                evidence=known(layers=len(layers)),
                 changes=(SetDropout.of(chart.training, 0.0, layers),),
             )
 
@@ -139,7 +145,7 @@ class SmallBatchInBatchNorm(Rule):
             f"Use batches of {ENOUGH}, or group normalization, which does not depend on the batch.",
             "possible",
             layer=layers[0],
-            evidence={"batch_size": training.batch_size},
+            evidence=known(batch_size=training.batch_size),
             changes=(*changes, AddNorm.of(training, "group")),
         )
 
@@ -174,7 +180,7 @@ class DecayOnNorms(Rule):
                 "Give them a group without decay: homeostat.parts.penalty.param_groups_weight_decay.",
                 "certain",
                 "info",
-                evidence={"decayed": len(decayed), "of_norms": count, "held": len(held_by(training.optimizer))},
+                evidence=known(decayed=len(decayed), of_norms=count, held=len(held_by(training.optimizer))),
                 changes=(ExemptDecay.of(training),),
             )
 
@@ -213,7 +219,7 @@ class DeepWithoutNorm(Rule):
             text,
             "Put normalization behind the hidden layers, or add skip connections.",
             "possible",
-            evidence={"depth": structure.depth, "gradient_ratio": ratio},
+            evidence=known(depth=structure.depth, gradient_ratio=ratio),
             causes=("batchnorm_missing", "vanishing_gradient") if vanishes else None,
             changes=(AddNorm.of(chart.training, "batch"), AddNorm.of(chart.training, "layer")),
         )
@@ -251,7 +257,7 @@ class NormOfOneValue(Rule):
                 "Use batch normalization there, or normalize before positions and features are merged into one.",
                 "certain",
                 layer=layer.name,
-                evidence={"output_std": layer.std, "shape": str(layer.shape)},
+                evidence=known(output_std=layer.std, shape=str(layer.shape)),
                 changes=(AddNorm.of(chart.training, "batch"),),
             )
 

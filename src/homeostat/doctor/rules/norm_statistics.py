@@ -17,6 +17,7 @@ from homeostat.doctor.chart import Chart
 from homeostat.doctor.health import ERRORS, MARGIN
 from homeostat.doctor.norm_tests import fails_on_one, norm_facts
 from homeostat.doctor.rule import Rule, Suspect
+from homeostat.doctor.trend import known
 
 LEFT_OVER = 0.05
 """The weight that the initial statistics, 0 and 1, still have in the running ones when the whole training is over."""
@@ -71,7 +72,7 @@ class StaleStatistics(Rule):
             "Use momentum=0.1 and track_running_stats=True; or homeostat.update_statistics_ after training.",
             "certain" if proven and slow else "likely",
             layer=worst,
-            evidence={"initial_left": initial[worst], "gain": gain, "score": facts.running, "measured": facts.measured},
+            evidence=known(initial_left=initial[worst], gain=gain, score=facts.running, measured=facts.measured),
             changes=(BatchNormMomentum.of(chart.training, _MOMENTUM),)
             if slow
             else (AddNorm.of(chart.training, "group"),),
@@ -109,7 +110,7 @@ class TrainEvalGap(Rule):
             f"statistics, and {max(facts.running, facts.measured):.3g} in evaluation.",
             "Shuffle, use larger batches, or group normalization.",
             "likely",
-            evidence={"batch": facts.batches, "running": facts.running, "measured": facts.measured},
+            evidence=known(batch=facts.batches, running=facts.running, measured=facts.measured),
             changes=(AddNorm.of(chart.training, "group"), BatchSize.of(chart.training, larger)),
         )
 
@@ -148,7 +149,7 @@ class BatchOfOne(Rule):
             f"Use batches of {better}" + ("." if always else ", or drop_last=True."),
             "certain",
             "error" if always else "warning",
-            evidence={"batch_size": size, "examples": total},
+            evidence=known(batch_size=size, examples=total),
             changes=(BatchSize.of(training, better),),
         )
 
@@ -182,7 +183,7 @@ class EvalModeWhileTraining(Rule):
             "Call model.train() before training, and keep layers in evaluation mode only once they were trained.",
             "likely",
             layer=found[0],
-            evidence={"layers": len(found)},
+            evidence=known(layers=len(found)),
             changes=(TrainMode(tuple(found)),),
         )
 

@@ -15,7 +15,7 @@ from homeostat.doctor.chart import Chart
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.rules.rate import evidence_of
 from homeostat.doctor.step_tests import goes_up, step_facts
-from homeostat.doctor.trend import trend_of
+from homeostat.doctor.trend import known, trend_of
 
 _OTHER_EPS = frozenset({"Adadelta", "Adafactor", "Rprop"})  # there eps sets the size of steps, or bounds it
 _USUAL_EPS = 1e-8
@@ -30,19 +30,21 @@ _NOT_ADAPTIVE = {
 }
 _SPREAD = 10.0
 _LONG_MEMORY = 20.0
+_USUAL_MOMENTUM = 0.9
 
 
 class Maximizing(Rule):
     """The optimizer steps up the loss.
 
     What it checks: the loss along the first step of the optimizer, taken on a copy, by finite differences; and whether
-    the training then got worse. `maximize=True`, a negative rate, and gradients whose sign a hook turns all show there.
+    the loss falls toward its targets, as one to be minimized does. `maximize=True`, a negative rate, and a gradient
+    whose sign is turned inside the model all show there.
 
     Why it hurts: the training moves away from what it is to learn, faster and faster.
 
     Threshold and its source: none; the loss along a step falls (-1) or rises (1).
 
-    False alarms: an objective that is meant to be maximized, such as a log likelihood. There the training learns, and
+    False alarms: an objective that is meant to be maximized, such as a log likelihood, rises toward its targets, and
     nothing is said.
 
     Repair and its safety: maximize=False, a positive rate. Safe: the model computes what it did.
@@ -56,7 +58,7 @@ class Maximizing(Rule):
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         facts = step_facts(chart)
-        if not goes_up(facts) or _learned(chart):
+        if not goes_up(facts) or _meant(chart):
             return
         training = chart.training
         groups = training.optimizer.param_groups
@@ -71,7 +73,7 @@ class Maximizing(Rule):
             "Set maximize=False and a positive learning rate; or turn the sign of the loss, once.",
             "certain",
             "error",
-            evidence={"rise_along_step": facts.rise if facts else math.nan, **evidence_of(chart, trend, facts)},
+            evidence=known(rise_along_step=facts.rise if facts else math.nan, **evidence_of(chart, trend, facts)),
             causes=(*self.causes, "loss_diverging") if risen else self.causes,
             changes=(Minimize.of(training),) if maximized or negative else (),
         )
@@ -110,7 +112,7 @@ class UnsuitedEps(Rule):
         sizes = [size for size in facts.gradients.values() if size > 0 and math.isfinite(size)]
         typical = statistics.median(sizes) if sizes else math.nan
         change = (SetEps.of(training, _USUAL_EPS),)
-        evidence = {"eps": max(values), "median_gradient_rms": typical, "zero_gradients": facts.zeros}
+        evidence = known(eps=max(values), median_gradient_rms=typical, zero_gradients=facts.zeros)
         cure = "Use torch's default, eps=1e-8."
         if not facts.finite and min(values) < _SMALLEST_EPS:
             text = f"With eps={min(values):g} the first step is not finite, though the gradient is."
@@ -162,7 +164,7 @@ class UnsuitedOptimizer(Rule):
             f"{kind} {_NOT_ADAPTIVE[kind]}; the parameters' gradients differ by a factor of {spread:.2g} here.",
             "Use Adam, torch.optim.Adam(model.parameters()), which scales the step of each weight.",
             "possible",
-            evidence={"gradient_spread": spread},
+            evidence=known(gradient_spread=spread),
             changes=(SwapOptimizer.of(training, "adam"),),
         )
 
@@ -175,7 +177,7 @@ class ExtremeMomentum(Rule):
     Why it hurts: with momentum m a gradient acts for 1 / (1 - m) steps, and the step grows by as much: the weights
     swing around the minimum for that long. With beta1 above the root of beta2 Adam's step is not bounded by its rate.
 
-    Threshold and its source: 1 / (1 - m) beyond a tenth of all steps, or beyond 20, twice the customary 0.9 (Sutskever
+    Threshold and its source: m above the customary 0.9, and 1 / (1 - m) beyond a tenth of all steps or 20 (Sutskever
     et al. 2013 use up to 0.999, late and with tuned rates); beta1² >= beta2 (Zou et al. 2019 need beta1 < sqrt(beta2)).
     It convicts nobody: momentum 0.9 must recover the training.
 
@@ -197,7 +199,8 @@ class ExtremeMomentum(Rule):
         memory = 1 / (1 - momentum) if momentum < 1 else math.inf
         betas = [group["betas"] for group in optimizer.param_groups if len(group.get("betas", ())) == 2]
         unbounded = any(first**2 >= second for first, second in betas)
-        if memory <= _LONG_MEMORY and memory <= 1 + steps / 10 and not unbounded:
+        long = memory > _LONG_MEMORY or (momentum > _USUAL_MOMENTUM and memory > 1 + steps / 10)
+        if not long and not unbounded:
             return
         text = f"Momentum {momentum:g} keeps a gradient for {memory:.3g} steps of {steps}."
         if unbounded:
@@ -206,14 +209,19 @@ class ExtremeMomentum(Rule):
             text,
             "Use momentum 0.9, or betas=(0.9, 0.999).",
             "likely" if momentum >= 1 else "possible",
-            evidence={"momentum": momentum, "memory_in_steps": memory, "steps": steps},
-            changes=(SetMomentum.of(chart.training, 0.9),),
+            evidence=known(momentum=momentum, memory_in_steps=memory, steps=steps),
+            changes=(SetMomentum.of(chart.training, _USUAL_MOMENTUM),),
         )
 
 
-def _learned(chart: Chart) -> bool:
-    """Whether the trial made the model better at its training examples."""
-    marks = chart.course.marks
-    scores = [mark.train_score for mark in marks]
+def _meant(chart: Chart) -> bool:
+    """Whether the loss is one to be maximized: it rises toward its targets, or where that is not known, training helps.
+
+    A loss of the usual kind, which falls toward its targets, is never meant to rise.
+    """
+    agreement = None if chart.loss is None else chart.loss.agreement
+    if agreement is not None and abs(agreement) > 0.5:
+        return agreement < 0
+    scores = [mark.train_score for mark in chart.course.marks]
     improved = len(scores) > 1 and scores[-1] > scores[0]
     return improved and not chart.ill and chart.course.diverged is None

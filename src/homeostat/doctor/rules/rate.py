@@ -12,12 +12,17 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
+from homeostat import seeds
 from homeostat.doctor.changes.optimizer import ScaleLearningRate, settings_of, shown
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
+from homeostat.doctor.curvature import curvature
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.step_tests import StepFacts, displacement, goes_up, step_facts
-from homeostat.doctor.trend import Trend, trend_of
+from homeostat.doctor.trend import Trend, known, trend_of
+from homeostat.errors import HomeostatError
 
 RISEN = 0.5
 """A loss that ends this share above where it began has risen: more than batches and dropout differ."""
@@ -35,6 +40,10 @@ SMALL_UPDATE = 1e-3
 
 REPLACED = 1.0
 """Weights that moved by their own length: nothing of the initialization is left."""
+
+SHARP = 6.0
+"""Largest curvature at the start over 2 / rate. Beyond 1 the loss grows at first; networks with ReLU still settle in a
+flatter place at up to 6, and no more (12 / curvature in Lewkowycz et al. 2020)."""
 
 SWING = 0.5
 """The loss on the same examples went up and down by half of its mean in the second half of training."""
@@ -61,15 +70,16 @@ class LearningRateTooHigh(Rule):
 
     What it checks: whether the trial diverged, ended above the loss it began with, jumped to a multiple of it, or
     swings at its end; whether a step changes the weights by a tenth of their length or more, and whether nothing is
-    left of their initialization.
+    left of their initialization; for SGD, the largest curvature at the start against 2 / rate.
 
     Why it hurts: beyond 2 / curvature a step of gradient descent overshoots, and the loss grows along the direction of
     largest curvature. Networks often survive that, by moving to a flatter place; on the way rectifiers die, outputs
     saturate, and what is left may learn nothing more.
 
     Threshold and its source: none on the rate itself. Loss at the end 1.5 times the first; a peak of 3 times the first
-    loss; updates of 0.1 of the weights, a hundred times the customary ratio. None of these
-    convicts: a training that is ill must recover with a tenth or a hundredth of the rate.
+    loss; updates of 0.1 of the weights, a hundred times the customary ratio; a curvature of 6 times 2 / rate
+    (Lewkowycz et al. 2020). None of these convicts: a training that is ill must recover with a tenth or a hundredth of
+    the rate.
 
     False alarms: small networks that train well with large steps, and rates that are reached after a warmup. They are
     not ill, so nothing is said.
@@ -89,7 +99,8 @@ class LearningRateTooHigh(Rule):
         facts, trend = step_facts(chart), trend_of(chart.course)
         if chart.course.diverged == 0 or goes_up(facts):
             return  # the first loss is not finite before any step; or the direction is wrong, not the length
-        strong, weak = _overshoots(chart, trend), _strides(chart, facts)
+        sharpness = _sharpness(chart)
+        strong, weak = _overshoots(chart, trend), _strides(chart, facts, sharpness)
         if not strong and not weak:
             return
         training = chart.training
@@ -102,7 +113,7 @@ class LearningRateTooHigh(Rule):
             f"{'; '.join([*strong, *weak])}: the learning rate {shown(rates)} is too high.".capitalize(),
             "Divide the learning rate by 10, then tune it between; or warm it up.",
             "likely" if strong else "possible",
-            evidence=evidence_of(chart, trend, facts),
+            evidence=known(curvature_over_limit=sharpness, **evidence_of(chart, trend, facts)),
             causes=tuple(causes),
             changes=tuple(ScaleLearningRate.of(training, factor) for factor in factors) if rates else (),
         )
@@ -150,7 +161,7 @@ class LearningRateTooLow(Rule):
             f"{', and '.join(said)}: the learning rate {shown(rates)} is too low.".capitalize(),
             "Multiply the learning rate by 10, and again, until the loss no longer falls faster.",
             "likely" if moved < HARDLY_MOVED and falls(trend, least=0.0) else "possible",
-            evidence={"moved": moved, **evidence_of(chart, trend, facts)},
+            evidence=known(moved=moved, **evidence_of(chart, trend, facts)),
             causes=causes,
             changes=tuple(ScaleLearningRate.of(training, factor) for factor in _upward(facts.update)),
         )
@@ -222,7 +233,20 @@ def _overshoots(chart: Chart, trend: Trend) -> list[str]:
     return found
 
 
-def _strides(chart: Chart, facts: StepFacts | None) -> list[str]:
+def _sharpness(chart: Chart) -> float:
+    """The curvature at the given weights over what the rate stands; nan where it is not known, or the training well."""
+    if not chart.ill:
+        return math.nan
+    count = min(len(chart.train), max(_GOOD_BATCH, min(chart.training.batch_size, 8 * _GOOD_BATCH)))
+    order = torch.randperm(len(chart.train), generator=seeds.torch_generator(0, "doctor", "sharpness"))
+    try:
+        found = curvature(chart.training, chart.train.select(order[:count]), tolerance=0.05, max_iterations=20)
+    except (HomeostatError, RuntimeError):  # no second derivative, no finite loss, other people's parameters
+        return math.nan
+    return found.ratio
+
+
+def _strides(chart: Chart, facts: StepFacts | None, sharpness: float) -> list[str]:
     """What suggests that they do."""
     found = []
     update, moved, trend = typical_update(chart), moved_by(chart), trend_of(chart.course)
@@ -231,6 +255,8 @@ def _strides(chart: Chart, facts: StepFacts | None) -> list[str]:
         found.append(f"a step changes the weights by {max(update, first):.2g} of their length")
     if moved > REPLACED and math.isfinite(moved):
         found.append(f"the weights moved by {moved:.2g} times their first length")
+    if sharpness > SHARP:
+        found.append(f"the curvature at the start is {sharpness:.2g} times what gradient descent stands at this rate")
     if trend.swing > SWING:
         found.append(f"the loss on the same examples went up and down by {trend.swing:.2g} of its mean")
     return found

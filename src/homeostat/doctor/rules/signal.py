@@ -148,7 +148,8 @@ class DeadUnits(Rule):
 
     Threshold and its source: 0.7 of a layer at the start, 0.75 after the trial; 0.57 and 0.65 at the 99.9 % of healthy
     networks, among them deep ones of 16 units (benchmarks/doctor_thresholds.py). A whole layer, with at least 64
-    examples, in a network without other ways around it, is certain.
+    examples, in a network without other ways around it, is certain; after the trial, if no weight before it has a
+    gradient and all outputs are alike.
 
     False alarms: sparse layers of trained networks; it takes an ill training. A unit may be dead on the batch alone.
 
@@ -177,7 +178,7 @@ class DeadUnits(Rule):
         worst, share = max(dead, key=lambda pair: pair[1])
         inner = [each for each in hidden_of(chart, probe) if any(each.facts is layer for layer, _ in dead)]
         cut, outer = share >= ALL and is_chain(chart), share >= ALL and is_output(chart, worst)
-        certain = cut and probe is chart.probe and len(probe.outputs) >= _ENOUGH
+        certain = cut and len(probe.outputs) >= _ENOUGH and (probe is chart.probe or readings.is_stuck(probe, STILL))
         text = f"{share:.0%} of the units of {worst.name!r} are 0 on every example {when}"
         text += f"; so are {bound:.0%} and more in {len(dead) - 1} other layers" if len(dead) > 1 else ""
         return Suspect(
@@ -386,7 +387,7 @@ class NonFinite(Rule):
             "certain",
             "error",
             layer=first.name,
-            evidence={"nonfinite": first.nonfinite, "input": first.input_rms},
+            evidence={"nonfinite": first.nonfinite} | ({"input": first.input_rms} if _size(first) else {}),
             causes=(*self.causes, "wrong_hidden_activation") if explosive else None,
             changes=changes,
         )
