@@ -91,7 +91,7 @@ def _bert() -> nn.Module:
 
 
 def _gpt2() -> nn.Module:
-    return GPT2LMHeadModel(GPT2Config(100, 32, 48, 4, 4, bos_token_id=0, eos_token_id=0))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=48, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0))
 
 
 def _sgd(model: nn.Module) -> torch.optim.Optimizer:

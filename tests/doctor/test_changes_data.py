@@ -144,8 +144,8 @@ def test_zeros_and_ones_beside_quantities_stay():
     assert torch.equal(applied(StandardizeInputs(), given).model[0](x)[:, 3], x[:, 3])
 
 
-@pytest.mark.parametrize("inputs", [torch.randint(0, 9, (40, 3)), torch.zeros(40, 3, dtype=torch.uint8)])
-def test_ids_and_bytes_cannot_be_standardized(inputs):
+@pytest.mark.parametrize("inputs", [torch.randint(0, 9, (40, 3)), torch.zeros(40, 3, dtype=torch.bool)])
+def test_ids_and_yes_and_no_cannot_be_standardized(inputs):
     model = nn.Sequential(nn.Flatten())
     model.register_parameter("w", nn.Parameter(torch.zeros(1)))
     given = Training(

@@ -160,6 +160,26 @@ class Halve(nn.Module):
         return x / 255
 
 
+class Cast(nn.Module):
+    """Makes floats of bytes, and leaves them as large as they are."""
+
+    def forward(self, x):
+        return x.float()
+
+
+@pytest.mark.parametrize(("first", "suspected"), [(Cast(), True), (Halve(), False)])
+def test_bytes_that_reach_a_layer_as_they_are(first, suspected):
+    (x, y), (xv, yv) = digits()
+    train, valid = (((part * 255).to(torch.uint8), labels) for part, labels in ((x, y), (xv, yv)))
+    given = classified(train, valid, model=nn.Sequential(first, *mlp(64, 10)))
+    suspects = found(UnnormalizedInputs, given)
+    assert bool(suspects) == suspected
+    if suspects:
+        new = given.copy()
+        suspects[0].changes[0].apply(new)
+        assert new.predict(train[0]).abs().max() < 10
+
+
 @pytest.mark.parametrize("divisor", [1e3, 1e5])
 def test_inputs_that_hardly_vary(divisor):
     (x, y), (xv, yv) = rings(), rings(200, 5)

@@ -185,7 +185,7 @@ def _network(inputs: Tensor, labels: Tensor, score: Score) -> nn.Module:
     for source, width in ((inputs.shape[1], 16), (16, 32), (32, 32)):
         layers += [nn.Conv2d(source, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     model = nn.Sequential(*layers[:-1], nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(32 * 9, outputs))
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _loss(output: Tensor, labels: Tensor, score: Score) -> Tensor:

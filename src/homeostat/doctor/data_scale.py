@@ -5,7 +5,7 @@ Statistics only, of a bounded sample; what is too much is for the rules to say. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -106,37 +106,39 @@ def input_scale(train: Examples, *, sequence: bool = False) -> InputScale:
     inputs = train.only_tensor()
     if inputs is None or inputs.numel() == 0:
         return InputScale("none")
-    if not inputs.is_floating_point():
-        return InputScale(
-            "bytes" if inputs.dtype == torch.uint8 else "binary" if inputs.dtype == torch.bool else "tokens"
-        )
-    table = columns_of(bounded(train).inputs, sequence)
+    if inputs.dtype == torch.bool:
+        return InputScale("binary")
+    form: Form = "real" if inputs.is_floating_point() else "bytes" if inputs.dtype == torch.uint8 else "tokens"
+    return InputScale("tokens") if form == "tokens" else _measured(form, columns_of(bounded(train).inputs, sequence))
+
+
+def _measured(form: Form, table: np.ndarray) -> InputScale:
     low, high = float(table.min()), float(table.max())
     mean, std = table.mean(0), table.std(0)
     varies = std > 1e-7 * np.abs(mean)  # a deviation below float32's rounding is none
     binary = varies & np.all((table == 0) | (table == 1), axis=0)
     usual = varies & ~binary
-    overall = {
-        "features": table.shape[1],
-        "constant": int((~varies).sum()),
-        "binary": int(binary.sum()),
-        "mean": float(table.mean()),
-        "rms": float(np.sqrt((table**2).mean())),
-        "low": low,
-        "high": high,
-        "zeros": float((table == 0).mean()),
-    }
+    found = InputScale(
+        form if usual.any() or not binary.any() else "binary",
+        features=table.shape[1],
+        constant=int((~varies).sum()),
+        binary=int(binary.sum()),
+        mean=float(table.mean()),
+        rms=float(np.sqrt((table**2).mean())),
+        low=low,
+        high=high,
+        zeros=float((table == 0).mean()),
+    )
     if not usual.any():
-        return InputScale("binary" if binary.any() else "real", **overall)
-    deviations, spans = std[usual], np.ptp(table[:, usual], axis=0)
-    return InputScale(
-        "real",
-        **overall,
+        return found
+    deviations = std[usual]
+    return replace(
+        found,
         typical_std=float(np.quantile(deviations, 0.5, method="lower")),
         small_std=float(np.quantile(deviations, 0.25, method="lower")),
         large_std=float(deviations.max()),
         offset=float(np.median(np.abs(mean[usual]) / deviations)),
-        shared=shares_scale(spans, high - low),
+        shared=shares_scale(np.ptp(table[:, usual], axis=0), high - low),
         divided_twice=_divided_twice(table[:, usual]),
     )
 

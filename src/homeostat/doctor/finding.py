@@ -95,9 +95,10 @@ class Finding:
     """The code of the finding that explains this one."""
 
     @property
-    def rank(self) -> tuple[int, str, str]:
-        """Sorts errors first, then by code and layer."""
-        return (-SEVERITIES.index(self.severity), self.code, self.layer or "")
+    def rank(self) -> tuple[int, bool, bool, str, str]:
+        """Sorts errors first; what names a cause before what says how it ends; what was proved before the rest."""
+        severity = -SEVERITIES.index(self.severity)
+        return severity, self.code.startswith("GEN"), self.proof is None, self.code, self.layer or ""
 
     @property
     def fingerprint(self) -> str:

@@ -120,10 +120,11 @@ def finding_of(chart: Chart, charge: Charge, verdicts: Verdicts) -> Finding | No
 def silenced(found: Iterable[tuple[Charge, Finding]]) -> list[Finding]:
     """Findings in order, those with a root cause among the others turned into remarks."""
     findings = list(found)
-    standing = {finding.code for _, finding in findings if finding.severity != "info"}
+    standing = sorted({finding.code for _, finding in findings if finding.severity != "info"})
     result = []
     for charge, finding in findings:
-        root = next((code for code in charge.rule.requires if code in standing and code != finding.code), None)
+        roots = [code for code in standing if code.startswith(charge.rule.requires) and code != finding.code]
+        root = roots[0] if charge.rule.requires and roots else None
         if root is not None and finding.severity != "info" and finding.proof is None:
             finding = Finding(**{**vars(finding), "severity": "info", "consequence_of": root})
         result.append(finding)

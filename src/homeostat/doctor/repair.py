@@ -72,8 +72,7 @@ class PairedProof:
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """The differences; a training that diverged counts as 0, and an R² below zero as what it is worse than the mean,
-        squeezed into (-1, 0)."""
+        """The differences; one that diverged counts as 0, and an R² below zero is squeezed into (-1, 0)."""
         return tuple(
             _worth_of(after) - _worth_of(before) for before, after in zip(self.before, self.after, strict=True)
         )
@@ -228,7 +227,7 @@ class _Search:
         return self._thinned(best)
 
     def _start(self) -> Changes:
-        """Nothing, what the findings propose, or a bundle of customary remedies: the least that is as good as the best."""
+        """Nothing, what the findings propose, or a bundle of remedies: the first that is as good as the best."""
         certain = self._together(self._proposed({"certain"}))
         standing = self._together([*certain, *self._proposed({"certain", "likely", "possible"}, self.standing)])
         starts = [(), certain, standing, *(self._together([*certain, *bundle]) for bundle in bundles(self.chart))]
@@ -270,7 +269,7 @@ class _Search:
     def _thinned(self, changes: Changes) -> Changes:
         """Without the changes that the gain does not depend on; those that alter the model go first."""
         enough = self._merit(changes) - self._worth(changes)
-        for change in sorted(reversed(changes), key=lambda change: change.safety == "safe"):
+        for change in sorted(changes, key=lambda change: change.safety == "safe"):
             fewer = tuple(other for other in changes if other != change)
             if self._train(fewer, self.steps) and self._merit(fewer) >= enough:
                 changes = fewer
@@ -359,7 +358,8 @@ def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say
         if not (fresh.reached(before, steps) and fresh.reached(after, steps)):
             break
         pairs.append((fresh.seed, fresh.result(before, steps), fresh.result(after, steps)))
-        proof = PairedProof(arms.score.name, *zip(*((p[1], p[2], p[0]) for p in pairs), strict=True), steps)
+        seeds, befores, afters = (tuple(column) for column in zip(*pairs, strict=True))
+        proof = PairedProof(arms.score.name, befores, afters, seeds, steps)
         if len(pairs) >= PAIRS and proof.gain.low > 0:
             break
     return proof

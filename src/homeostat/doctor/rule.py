@@ -49,7 +49,7 @@ class Rule(ABC):
     slug: ClassVar[str]
     causes: ClassVar[tuple[str, ...]]
     requires: ClassVar[tuple[str, ...]] = ()
-    """Codes of root causes: where one of them stands, this rule's findings are its consequences."""
+    """Codes of root causes, or their first letters: where one stands, this rule's findings are its consequences."""
 
     @abstractmethod
     def check(self, chart: Chart) -> Iterator[Suspect]:

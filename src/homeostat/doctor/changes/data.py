@@ -52,8 +52,8 @@ class StandardizeInputs(Change):
             return
         train = training.examples("train")
         inputs = numbers_of(train)
-        if inputs is None or not inputs.is_floating_point():
-            raise CannotApply("inputs are standardized where they are one tensor of floats")
+        if inputs is None or inputs.dtype == torch.bool:
+            raise CannotApply("inputs are standardized where they are one tensor of floats or bytes")
         sequence = takes_features_last(training.model)
         mean, scale = input_constants(train, sequence=sequence)
         shape = [1] * max(2, inputs.dim()) if len(mean) > 1 else [1]

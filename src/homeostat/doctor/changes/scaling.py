@@ -36,7 +36,9 @@ class Standardize(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The standardized input, in its own dtype."""
+        """The standardized input, in its own dtype; bytes become floats."""
+        if not input.is_floating_point():
+            input = input.to(self.mean.dtype)
         return (input - self.mean.to(input.dtype)) / self.scale.to(input.dtype)
 
     def extra_repr(self) -> str:

@@ -79,7 +79,8 @@ class UnnormalizedInputs(Rule):
 
     What it checks: the root mean square of the inputs; the median of |mean| / deviation; how many times more a large
     feature varies than a small one. Columns of zeros and ones are left out, and so is the last for pixels. Where the
-    first weight layer is reached by something else, because the model scales its inputs itself, nothing is suspected.
+    first weight layer is reached by something else, because the model scales its inputs itself, nothing is suspected;
+    bytes are looked at where they reach it as they are.
 
     Why it hurts: the curvature of the loss in the first layer's weights is that of the inputs' second moments. An input
     of size s gives it s² times the curvature, so that a learning rate that suits the other layers makes it diverge,
@@ -103,7 +104,7 @@ class UnnormalizedInputs(Rule):
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         scale = None if chart.data is None else chart.data.inputs
-        if scale is None or scale.form != "real" or not scale.typical_std or is_scaled_inside(chart):
+        if scale is None or scale.form not in ("real", "bytes") or not scale.typical_std or is_scaled_inside(chart):
             return
         uneven = {
             f"their root mean square is {scale.rms:.3g}": scale.rms,
@@ -263,16 +264,19 @@ def is_small(scale: InputScale) -> bool:
 
 def is_scaled_inside(chart: Chart) -> bool:
     """Whether the model scales its inputs itself, before its first weight layer."""
-    if chart.probe is None or chart.data is None:
+    if chart.data is None:
         return False
+    unknown = chart.data.inputs.form == "bytes"  # no layer takes bytes: something is done to them first
+    if chart.probe is None:
+        return unknown
     first = next((layer for layer in chart.probe.layers if layer.role in ("weight", "norm")), None)
     if first is None:
-        return False
+        return unknown
     if first.role == "norm":
         return True
     arriving, inputs = first.arriving, chart.data.inputs
     if arriving is None or not inputs.rms:
-        return False
+        return unknown
     low, high = RESTED
     changed = not 0.5 < arriving.rms / inputs.rms < 2.0
     return changed and low <= arriving.rms <= high and abs(arriving.mean) <= high * arriving.std

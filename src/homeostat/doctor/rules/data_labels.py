@@ -22,6 +22,9 @@ FOUND = 6.0
 NOT_FOUND = 3.0
 """Up to which there is none."""
 
+LEAST = 0.15
+"""The correlation from which the relation of one split is held against the other; a network gains little from less."""
+
 WEAK = 0.5
 """A relation is gone if it is surely (three errors) below this share of what the other split has."""
 
@@ -128,11 +131,9 @@ class UnrelatedLabels(Rule):
             ("training", facts.train_all, facts.valid),
             ("validation", facts.valid, facts.train),
         ):
-            if (
-                sound.z >= FOUND
-                and broken.z <= NOT_FOUND
-                and broken.strength + 3 * broken.error < WEAK * sound.strength
-            ):
+            there = sound.z >= FOUND and sound.strength >= LEAST
+            gone = broken.z <= NOT_FOUND and broken.strength + 3 * broken.error < WEAK * sound.strength
+            if there and gone:
                 yield self._unrelated(side, broken, sound)
                 return
         if facts.train.z >= FOUND and facts.valid.z >= FOUND and facts.renumbered - facts.straight >= RENUMBERED:

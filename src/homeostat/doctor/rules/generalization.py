@@ -99,7 +99,7 @@ class Underfitting(Rule):
     code = "GEN002"
     slug = "underfitting"
     causes = ("underfitting",)
-    requires = ("OPT001", "OPT002", "OPT003", "OPT006", "OPT007", "OPT008", "NRM004", "NRM010", "GEN003", "GEN004")
+    requires = ("DAT", "LOS", "INI", "SIG", "GRD", "NRM", "OPT", "GEN003", "GEN004")
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         course, baselines = chart.course, chart.baselines

@@ -75,7 +75,7 @@ class VanishingGradient(Rule):
     code = "GRD001"
     slug = "vanishing-gradient"
     causes = ("vanishing_gradient",)
-    requires = ("LOS001", "LOS010", "INI001")
+    requires = ("LOS001", "LOS007", "LOS010", "INI001")
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         if chart.probe is None or not is_chain(chart) or _last_is_zero(chart.probe):
@@ -286,7 +286,7 @@ class ZeroGradient(Rule):
     code = "GRD005"
     slug = "zero-gradient"
     causes = ("vanishing_gradient", "loss_not_decreasing")
-    requires = ("LOS001", "LOS010", "LOS012", "SIG003", "SIG005", "INI001")
+    requires = ("LOS001", "LOS007", "LOS010", "LOS012", "SIG003", "SIG005", "INI001")
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         if chart.probe is None or chart.late is None or chart.probe.loss == 0 or not math.isfinite(chart.late.loss):

@@ -53,6 +53,7 @@ LITTLE_MOVED = 0.1
 (calibrated by benchmarks/doctor_thresholds.py)."""
 
 HARDLY_MOVED = 0.03
+SLIGHTLY = 0.005  # of the loss in the last fifth, where the weights have hardly moved
 
 FALLING = 0.03
 """The last fifth of training takes 3 % or more off the loss; steadily on the same examples, or by 3 standard errors."""
@@ -160,7 +161,7 @@ class LearningRateTooLow(Rule):
         yield Suspect(
             f"{', and '.join(said)}: the learning rate {shown(rates)} is too low.".capitalize(),
             "Multiply the learning rate by 10, and again, until the loss no longer falls faster.",
-            "likely" if moved < HARDLY_MOVED and falls(trend, least=0.0) else "possible",
+            "likely" if moved < HARDLY_MOVED and falls(trend, SLIGHTLY) else "possible",
             evidence=known(moved=moved, **evidence_of(chart, trend, facts)),
             causes=causes,
             changes=tuple(ScaleLearningRate.of(training, factor) for factor in _upward(facts.update)),

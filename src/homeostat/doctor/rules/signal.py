@@ -267,7 +267,7 @@ class ConstantOutputs(Rule):
     code = "SIG005"
     slug = "constant-outputs"
     causes = ("constant_output",)
-    requires = ("LOS001", "LOS010")
+    requires = ("LOS001", "LOS007", "LOS010")
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         tail = [] if chart.structure is None else [step for step in chart.structure.tail if step.role != "shape"]
