@@ -1,12 +1,12 @@
 """The doctor on training programs that other people published: what it finds, whether it is right, what it repairs.
 
 Needs a folder with `cases.json` and `build_case.py` (facts of published programs, and a builder that makes each a real
-training): --cases FOLDER. Every program is examined and repaired in a process of its own with one thread. Printed:
-per set, how many are found (a finding of warning or above), for how many a cause is right (a finding whose causes hold
-one of the author's labels; the symptom where there is no label), false alarms on healthy programs, how many are repaired
-(the metric of plain training within 0.05 of the reference, and not below what it was), and the same for a random search
-over the same remedies with the same time. The reference is the metric of the healthy program of the pair, or the best
-simple baseline.
+training): --cases FOLDER. Printed per set: how many are found (a finding of warning or above), for how many a cause is
+right (a warning whose causes hold one of the author's labels, or symptoms where there is no label), false alarms on
+healthy programs, how many are repaired (the metric of plain training within 0.05 of the reference, and not below what
+it was, medians over seeds), and the same for a random search over the same remedies with the same time. The reference
+is the metric of the healthy program of the pair, or the best simple baseline. Programs run in processes of their own,
+each with the cores divided by --jobs as its threads.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "bench" / "doctor"
 NEAR = 0.05  # of the reference: repaired
@@ -78,7 +76,7 @@ def examined(work: tuple[dict[str, Any], float, dict[str, Any]]) -> dict[str, An
 
     import homeostat as hs
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options["jobs"]))
     built = build_case.build(case, seed=0)
     start = time.monotonic()
     examination = hs.examine(training_of(built), budget=options["budget"])

@@ -152,32 +152,31 @@ TURNS: dict[str, Callable[[Tensor], Tensor]] = {
 def _turned(first: Tensor, second: Tensor) -> str:
     """What was done to the images of one split only: it makes their mean images agree, which do not as they are.
 
-    Mean images are compared in units of their sampling error, so that a few hundred examples that merely differ do not
+    Distances are in units of the mean images' sampling error, so that a few hundred examples that merely differ do not
     count; inverted intensities show after the splits' own mean and deviation are taken out.
     """
     if first.dim() != 4:
         return ""
-    (mean, error), (other, other_error) = (_mean_image(images) for images in (first, second))
-    least = 0.1 * float(torch.maximum(error, other_error).median())  # where ink is rare, errors are not known
+    (mean, variance), (other, other_variance) = (_mean_image(images) for images in (first, second))
+    error = float((variance + other_variance).mean().sqrt())
+    if not error > 0:
+        return ""
 
-    def distance(change: Callable[[Tensor], Tensor], sign: float = 1.0) -> float:
-        moved = sign * change(other)
-        if moved.shape != mean.shape:
-            return math.inf
-        both = torch.sqrt(error**2 + change(other_error) ** 2).clamp_min(max(least, 1e-12))
-        return float((((mean - moved) / both) ** 2).mean().sqrt())
+    def distance(change: Callable[[Tensor], Tensor]) -> float:
+        moved = change(other)
+        return float((mean - moved).square().mean().sqrt()) / error if moved.shape == mean.shape else math.inf
 
     plain = distance(lambda image: image)
     found = {name: distance(change) for name, change in TURNS.items()}
-    found["inverted"] = distance(lambda image: image, -1.0)
+    found["inverted"] = distance(lambda image: -image)
     best = min(found, key=lambda name: found[name])
-    return best if plain > ERRORS / 2 and found[best] < 2.0 and found[best] < plain / 3 else ""
+    return best if plain > ERRORS / 2 and found[best] < plain / 3 else ""
 
 
 def _mean_image(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean image (C, H, W), standardized by the split's own mean and deviation, and its sampling error."""
+    """The mean image (C, H, W), standardized by the split's own mean and deviation, and its sampling variance."""
     if channel_dim(images.shape) == 3:
         images = images.permute(0, 3, 1, 2)
     values = torch.from_numpy(filled(images.detach().double().cpu().flatten(1).numpy())).reshape(images.shape)
     values = (values - values.mean()) / values.std().clamp_min(1e-12)
-    return values.mean(0), values.std(0) / math.sqrt(len(values))
+    return values.mean(0), values.var(0) / len(values)

@@ -32,11 +32,13 @@ from homeostat.doctor.score import Score, score_of
 from homeostat.doctor.structure import read
 from homeostat.doctor.training import Training
 from homeostat.doctor.watch import watch
+from homeostat.errors import HomeostatError, invalid_type
 
 _Found = TypeVar("_Found")
 
 _FACTS = 0.25  # of the time: data, loss, baselines
 _TRIAL = 0.6  # of what is left after them: the trial; the rest is for interventions
+_PROBED = 128  # examples: of fewer, whether a unit is dead cannot be told
 _TARGETS = 65_536  # targets from which a task is inferred
 
 
@@ -119,8 +121,6 @@ def examine(
         ['OPT003']
     """
     if not isinstance(training, Training):
-        from homeostat.errors import invalid_type
-
         raise invalid_type("examine", "training", "be a homeostat.Training", training, "Make one of your objects.")
     limit = Budget.parse(budget, "examine")
     return _Examiner(training, limit, seed, tuple(RULES if rules is None else rules), progress).run()
@@ -167,10 +167,25 @@ class _Examiner:
         return train, valid
 
     def _score(self, training: Training, train: Examples) -> Score:
-        """The judge; running one batch also tells whether the training runs at all."""
+        """The judge; running one batch also tells whether the training runs at all.
+
+        Raises: HomeostatError with what the user's model or loss raised.
+        """
         batch = train.head(min(len(train), max(training.batch_size, 2), 256))
-        with seeds.isolated(self.seed, "doctor", "score"), evaluating(training.model):
-            outputs = training.predict(batch.inputs)
+        stage = "the model"
+        try:
+            with seeds.isolated(self.seed, "doctor", "score"), evaluating(training.model):
+                outputs = training.predict(batch.inputs)
+                stage = "loss_fn"
+                training.loss(outputs, batch.targets)
+        except HomeostatError:
+            raise
+        except Exception as error:
+            cure = "Inputs may be a tuple of arguments or a dict of keywords."
+            if stage == "loss_fn":
+                cure = "It is called with (output, target); bind further arguments with functools.partial."
+            text = f"{stage} fails on a batch: {type(error).__name__}: {error}."
+            raise HomeostatError(f"examine: {text} {cure}") from error
         return score_of(training.task, outputs, train.targets[:_TARGETS], training.loss)
 
     def _arms(self, training: Training, examples: tuple[Examples, Examples], score: Score) -> Arms:
@@ -184,7 +199,7 @@ class _Examiner:
         train, valid = examples
         batch = train.head(min(len(train), max(training.batch_size, 2)))
         self.say("facts", 0.0)
-        structure = self._try("the structure of the model", lambda: read(training.model, batch.inputs))
+        structure = self._try("the structure of the model", lambda: read(training.model, batch.inputs, training.output))
         probe = self._try("a probe of one batch", lambda: take(training, self._probe_batch(training, train)))
         with seeds.isolated(self.seed, "doctor", "outputs"), evaluating(training.model):
             outputs = predictions(training, batch)
@@ -200,15 +215,13 @@ class _Examiner:
     def _probe_batch(self, training: Training, train: Examples) -> Examples:
         """A batch in random order: the stored one may be sorted."""
         order = torch.randperm(len(train), generator=seeds.torch_generator(self.seed, "doctor", "probe"))
-        return train.select(order[: max(2, min(training.batch_size, len(train)))])
+        return train.select(order[: max(training.batch_size, _PROBED)])
 
     def _trial(self, training: Training, arms: Arms, train: Examples) -> tuple[Course, Probe | None]:
         """The unaltered arm, trained and watched."""
         arm = arms.arm()
         runner = arm.runner
         if runner is None:
-            from homeostat.errors import HomeostatError
-
             raise HomeostatError(f"examine: the training cannot be run: {arm.failed}")
         steps = max(arms.marks)
         deadline = self.deadline.share(_TRIAL)

@@ -29,6 +29,7 @@ MANY_PASSES = 10.0
 """After so many passes, and MANY_STEPS steps, a network that can learn does better than a constant."""
 
 MANY_STEPS = 100
+_PART_OF_A_PASS = 0.5
 _LEARNED = 0.98  # of the first loss; a loss that is above it has hardly fallen
 _NEAR_PRIOR = 0.02
 
@@ -53,7 +54,7 @@ def illness(course: Course, baselines: Baselines | None, score: Score, examples:
         return f"{what}, all of its training; {baselines.best_name} has {baselines.best:.3g}."
     if course.finished and course.score < baselines.prior - margin and found < baselines.prior - margin:
         return f"{what}, all of its training; a constant answer has {baselines.prior:.3g}."
-    passed = course.marks[-1].epoch >= 1.0 and course.steps >= MANY_STEPS
+    passed = course.marks[-1].epoch >= _PART_OF_A_PASS and course.steps >= MANY_STEPS
     if signal and passed and max(course.score, course.train_score) <= baselines.prior + _NEAR_PRIOR:
         constant = f"no better than a constant answer ({baselines.prior:.3g})"
         return f"{what}, {constant}; {baselines.best_name} has {baselines.best:.3g}."

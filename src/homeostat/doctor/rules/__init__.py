@@ -22,7 +22,7 @@ from homeostat.doctor.rules.data_labels import (
     NoRelation,
     UnrelatedLabels,
 )
-from homeostat.doctor.rules.data_splits import SharedExamples, SpoilingAugmentation, SplitMismatch, Unshuffled
+from homeostat.doctor.rules.data_splits import SharedExamples, SplitMismatch, SpoilingAugmentation, Unshuffled
 from homeostat.doctor.rules.functions import MissingActivation, UnsuitedActivation
 from homeostat.doctor.rules.generalization import (
     BelowBaseline,

@@ -281,9 +281,9 @@ def falls(trend: Trend, least: float = FALLING) -> bool:
 
 
 def _upward(update: float) -> tuple[float, ...]:
-    """By which factors to try: first what would make the step a customary one, from 10 to 1000."""
+    """By which factors to try: first what would make the step a customary one, from 10 to 100000."""
     steps = round(math.log10(3 * SMALL_UPDATE / update)) if update > 0 and math.isfinite(update) else 1
-    first = 10.0 ** min(3, max(1, steps))
+    first = 10.0 ** min(5, max(1, steps))
     return (first, 100.0) if first == 10 else (first, first / 10)
 
 
