@@ -46,7 +46,7 @@ def main() -> None:
     work = [(case, reference_of(case, by_id), vars(options)) for case in cases]
     rows = []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
         for row in pool.map(examined, work):
             rows.append(row)
             print(line(row), flush=True)

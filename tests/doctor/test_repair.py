@@ -43,7 +43,7 @@ def sigmoids():
 @pytest.mark.parametrize("make", [maximizing, sigmoids])
 def test_a_repaired_training_works_in_a_strangers_loop(make):
     before, training = make(), make()
-    repair = hs.repair(training, budget=200)
+    repair = hs.repair(training, budget="10s")
     assert repair
     assert repair.proof.gain.low > 0
     assert trained(repair.training) > trained(before) + 0.3
@@ -79,14 +79,14 @@ def test_a_healthy_training_is_left_alone():
 
 def test_safe_repairs_leave_the_function_of_the_model():
     training = sigmoids()
-    repair = hs.repair(training, budget=100, unsafe=False)
+    repair = hs.repair(training, budget="5s", unsafe=False)
     assert all(change.safety == "safe" for change in repair.changes)
     with torch.no_grad():
         assert torch.equal(repair.training.model(X), training.model(X))
 
 
 def test_the_optimizer_of_a_repair_holds_its_model():
-    repair = hs.repair(sigmoids(), budget=200)
+    repair = hs.repair(sigmoids(), budget="10s")
     held = {id(p) for group in repair.training.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in repair.training.model.parameters()}
 

@@ -711,5 +711,7 @@ def test_an_optimizer_given_twice_and_a_loss_without_hooks_are_refused():
     optimizer = sgd(model)
     with pytest.raises(InvalidValue, match="each optimizer once"):
         watch(model, [optimizer, optimizer])
+    with pytest.raises(InvalidValue, match="hold no lazy layer"):
+        watch(nn.Sequential(nn.LazyLinear(3)), optimizer)
     with pytest.raises(InvalidType, match=r"call w.loss\(loss\)"):
         watch(model, optimizer, loss_fn=nn.functional.cross_entropy)

@@ -309,7 +309,7 @@ def _few(tensor: Tensor | None) -> NDArray[np.float64]:
     if tensor is None or not is_plain(tensor) or not tensor.numel():
         return np.zeros(1)
     step = -(-tensor.numel() // _VALUES)
-    return tensor.detach().reshape(-1)[::step].double().cpu().numpy().copy()
+    return tensor.detach().reshape(-1)[::step].cpu().double().numpy().copy()
 
 
 def _size(parameters: Sequence[Held]) -> int:

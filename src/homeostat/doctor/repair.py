@@ -341,7 +341,7 @@ class _Search:
     def _seeds(self) -> int:
         """So many that the customary number of sets can be trained under each."""
         whole = self._pace() * self.steps * _SETS
-        return max(1, min(SEARCH_SEEDS, int(self.deadline.left / max(whole, 1e-6))))
+        return int(max(1, min(SEARCH_SEEDS, self.deadline.left / max(whole, 1e-6))))
 
 
 def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say) -> PairedProof | None:

@@ -135,7 +135,7 @@ class Steps:
         """The norms taken under a name, one for each parameter: NaN where there is none, inf for what is not finite."""
         values = self._nothing()
         for places, norms, scale in self._found[name]:
-            numbers = norms.double().cpu().numpy() / scale
+            numbers = norms.cpu().double().numpy() / scale
             values[places] = np.where(np.isfinite(numbers), numbers, np.inf)
         return values
 

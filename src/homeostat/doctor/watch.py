@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from homeostat.doctor.alarms import DeadUnits, NonFinite, gradient_findings
@@ -81,6 +82,9 @@ class Watch:
         if loss_fn is not None and not isinstance(loss_fn, nn.Module):
             cure = "A function has no hooks: leave it out, and call w.loss(loss) in the loop if you want it recorded."
             raise invalid_type("watch", "loss_fn", "be a torch.nn.Module or None", loss_fn, cure)
+        if any(is_lazy(parameter) for parameter in model.parameters()):
+            cure = "Run one batch through it first, and make the optimizer after that."
+            raise invalid("watch", "model", "hold no lazy layer", type(model).__name__, cure)
         optimizers = _optimizers(optimizer)
         self._stale, self._coverage, self._modes = StaleGradients(optimizers), Coverage(), Modes()
         self._finite, self._dead = NonFinite(), DeadUnits()
