@@ -58,8 +58,8 @@ class Arms:
     _known: dict[Changes, Arm] = field(default_factory=dict)
 
     def arm(self, changes: Sequence[Change] = ()) -> Arm:
-        """The arm with these changes, made when it is first asked for."""
-        key = tuple(changes)
+        """The arm with these changes, in their proper order; made when it is first asked for."""
+        key = tuple(sorted(changes, key=lambda change: change.place))
         if key not in self._known:
             self._known[key] = self._made(key)
         return self._known[key]

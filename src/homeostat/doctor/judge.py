@@ -20,8 +20,8 @@ from homeostat.doctor.finding import Finding, Proof
 from homeostat.doctor.health import ERRORS, MARGIN, illness, lags
 from homeostat.doctor.rule import Rule, Suspect
 
-AS_GOOD = 0.5
-"""A change convicts if it gains at least this share of what the best change gains."""
+AS_GOOD, PART_OF_THE_BEST = 0.5, 0.25
+"""A change convicts if it gains this share of what the best change gains: half, or a quarter with strong evidence."""
 
 HALVED = 0.5
 """In a training that is not ill, a change convicts if it at least halves the error, where that is beyond chance."""
@@ -86,9 +86,9 @@ def tried(chart: Chart, charges: Sequence[Charge], arms: Arms, deadline: Deadlin
     if not chart.ill and not chart.course.finished and not lags(chart.course, chart.baselines):
         return verdicts  # a training that learns and has not ended proves nothing against anybody
     changes = [change for change in _proposed(charges, bool(chart.ill)) if change not in ground]
-    field = [arms.arm((*ground, change)) for change in changes[: arms.room()]]
-    single = _race(arms, field, base, reached, deadline, say)
-    _convict(verdicts, chart, arms, single, base, reached)
+    field = {arms.arm((*ground, change)): change for change in changes[: arms.room()]}
+    single = _race(arms, list(field), base, reached, deadline, say)
+    _convict(verdicts, chart, charges, arms, {field[arm]: (arm, at) for arm, at in single.items()}, base, reached)
     if chart.ill and not verdicts.proofs and len(changes) > 1 and not deadline.passed:
         _try_together(verdicts, chart, arms, ground, charges, base, reached, deadline)
     return verdicts
@@ -196,12 +196,23 @@ def _race(arms: Arms, field: list[Arm], base: Arm, steps: int, deadline: Deadlin
     return reached
 
 
-def _convict(verdicts: Verdicts, chart: Chart, arms: Arms, reached: dict[Arm, int], base: Arm, steps: int) -> None:
-    """Sort what was tried into changes that recover the training and changes that do not."""
-    gains = {arm: _outcome(chart, arms, arm, at) - _outcome(chart, arms, base, at) for arm, at in reached.items()}
+def _convict(
+    verdicts: Verdicts,
+    chart: Chart,
+    charges: Sequence[Charge],
+    arms: Arms,
+    tried: dict[Change, tuple[Arm, int]],
+    base: Arm,
+    steps: int,
+) -> None:
+    """Sort what was tried, each with its arm and how far that was trained, into what recovers and what does not."""
+    suspected = {change for c in charges if c.suspect.certainty == "likely" for change in c.suspect.changes}
+    gains = {
+        change: _outcome(chart, arms, arm, at) - _outcome(chart, arms, base, at) for change, (arm, at) in tried.items()
+    }
     best = max(gains.values(), default=0.0)
-    for arm, gain in gains.items():
-        change, at = arm.changes[-1], reached[arm]
+    for change, gain in gains.items():
+        arm, at = tried[change]
         if chart.ill:
             clear = _recovers(chart, _outcome(chart, arms, base, at), gain)
         elif chart.course.finished:
@@ -209,7 +220,7 @@ def _convict(verdicts: Verdicts, chart: Chart, arms: Arms, reached: dict[Arm, in
         else:  # it lags: what is ahead of its end with as many steps or fewer
             end = _outcome(chart, arms, base, steps)
             clear = _recovers(chart, end, _outcome(chart, arms, arm, at) - end)
-        if clear and gain >= AS_GOOD * best:
+        if clear and gain >= (PART_OF_THE_BEST if change in suspected else AS_GOOD) * best:
             verdicts.proofs[change] = _proof(arms, arm, base, change, at)
         elif at >= steps:
             verdicts.refuted.add(change)

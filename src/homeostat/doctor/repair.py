@@ -185,7 +185,8 @@ def repair(
     if not examination or examination.arms is None:
         return Repair(training.copy(), (), None, examination, training, _advice(examination, ()))
     search = _Search(examination, unsafe, deadline.share(_SEARCH), say)
-    chosen = search.run()
+    arm = examination.arms.arm(search.run())
+    chosen = arm.changes
     proof = _prove(examination.arms, chosen, seed, deadline, say) if chosen else None
     seconds = clock.passed_seconds
     if proof is None or not _confirmed(proof):
@@ -195,7 +196,6 @@ def repair(
         change.apply(repaired)
     changes = tuple(_applied(change, search.reasons) for change in chosen)
     advice = _advice(examination, changes)
-    arm = examination.arms.arm(chosen)
     return Repair(repaired, changes, proof, examination, training, advice, seconds=seconds, arm=arm)
 
 

@@ -12,6 +12,26 @@ if TYPE_CHECKING:
 
 Safety = Literal["safe", "unsafe"]
 
+ORDER = (
+    *("data", "order", "validation", "augmentation", "mode", "activation", "norm", "dropout", "inputs", "output"),
+    *(
+        "loss",
+        "targets",
+        "init",
+        "frozen",
+        "optimizer",
+        "rate",
+        "momentum",
+        "eps",
+        "penalty",
+        "clip",
+        "batch",
+        "epochs",
+    ),
+)
+"""The families in the order in which changes are applied: data before what is measured of them, structure before the
+weights that are drawn for it, the loss before the scaling around it, the optimizer before its settings."""
+
 
 class CannotApply(HomeostatError):
     """A change does not fit this training; its text says why."""
@@ -50,6 +70,11 @@ class Change(ABC):
     @abstractmethod
     def diff(self) -> str:
         """Lines of code, each beginning with "-" or "+", that do the same in the user's own program."""
+
+    @property
+    def place(self) -> int:
+        """Its place among changes of other families; unknown families come last."""
+        return ORDER.index(self.family) if self.family in ORDER else len(ORDER)
 
     def __str__(self) -> str:
         return f"{self.what} ({', '.join(self.where)})" if self.where else self.what

@@ -54,6 +54,7 @@ class Overfitting(Rule):
     code = "GEN001"
     slug = "overfitting"
     causes = ("overfitting", "under_regularized")
+    requires = ("DAT007", "DAT013", "DAT015", "DAT016")
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         course = chart.course
@@ -141,6 +142,7 @@ class TooFewEpochs(Rule):
     code = "GEN003"
     slug = "too-few-epochs"
     causes = ("too_few_epochs",)
+    requires = ("DAT007", "DAT013", "DAT016")
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         course, training = chart.course, chart.training
