@@ -30,6 +30,7 @@ MANY_PASSES = 10.0
 
 MANY_STEPS = 100
 _PART_OF_A_PASS = 0.5
+_FEW_STEPS = 50
 _LEARNED = 0.98  # of the first loss; a loss that is above it has hardly fallen
 _NEAR_PRIOR = 0.02
 
@@ -62,14 +63,15 @@ def illness(course: Course, baselines: Baselines | None, score: Score, examples:
 
 
 def lags(course: Course, baselines: Baselines | None) -> bool:
-    """Whether a training that had no time to end is behind the baselines after at least one pass.
+    """Whether a training that had no time to end is behind the baselines after a good part of a pass.
 
     That is no illness: it may catch up. But a change that is ahead of it in as many steps tells something.
     """
     if course.finished or not course.marks or baselines is None or not math.isfinite(baselines.best):
         return False
     margin = max(MARGIN, ERRORS * baselines.error(baselines.best))
-    return course.marks[-1].epoch >= 1.0 and course.score < baselines.best - margin
+    passed = course.marks[-1].epoch >= _PART_OF_A_PASS and course.steps >= _FEW_STEPS
+    return passed and course.score < baselines.best - margin
 
 
 def _stuck(course: Course) -> str:

@@ -15,7 +15,7 @@ from homeostat.doctor.arms import Arm, Arms, Changes, squeezed
 from homeostat.doctor.budget import Budget, Deadline, Stopwatch
 from homeostat.doctor.changes.change import Change, Safety
 from homeostat.doctor.examine import Examination, examine
-from homeostat.doctor.health import MARGIN
+from homeostat.doctor.health import MARGIN, illness
 from homeostat.doctor.judge import Charge, Say
 from homeostat.doctor.prescriptions import bundles, prescriptions
 from homeostat.doctor.training import Training
@@ -232,9 +232,25 @@ class _Search:
         standing = self._together([*certain, *self._proposed({"certain", "likely", "possible"}, self.standing)])
         starts = [(), certain, standing, *(self._together([*certain, *bundle]) for bundle in bundles(self.chart))]
         starts = list(dict.fromkeys(starts))
+        if self._cost(starts) > _PART * self.deadline.left:
+            return self._first_cure(starts)
         best = self._best(starts)
         enough = self._merit(best) - self._worth(best)
         return next((changes for changes in starts if self._merit(changes) >= enough), best)
+
+    def _first_cure(self, sets: list[Changes]) -> Changes:
+        """Where time is short: one set after the other to its end, until one makes the training well."""
+        for number, changes in enumerate(sets):
+            self.say("repair", number / len(sets))
+            if self._train(changes, self.steps) and changes and not self._ill(changes):
+                return changes
+            if self.deadline.passed:
+                break
+        return max(sets, key=self._merit)
+
+    def _ill(self, changes: Changes) -> bool:
+        course = self.first.arm(changes).course
+        return course is None or bool(illness(course, self.chart.baselines, self.chart.score, self.first.examples))
 
     def _one_more(self, ground: Changes) -> Changes:
         """The best set with one change more, or with one in the place of another of its family."""
@@ -345,10 +361,13 @@ class _Search:
 
 
 def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say) -> PairedProof | None:
-    """Pairs under seeds that the search has not seen, as many as there is time for, until the gain is beyond doubt."""
+    """Pairs under seeds that the search has not seen, as many as there is time for, until the gain is beyond doubt.
+
+    Where there is time for none, the pair by which the changes were found is all there is.
+    """
     steps = max(arms.marks)
     pairs: list[tuple[int, float, float]] = []
-    proof: PairedProof | None = None
+    proof = _pair_of_the_search(arms, changes, steps)
     for number in range(MOST_PAIRS):
         say("proof", number / MOST_PAIRS)
         fresh = arms.under(seed + _FRESH + number)
@@ -363,6 +382,14 @@ def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say
         if len(pairs) >= PAIRS and proof.gain.low > 0:
             break
     return proof
+
+
+def _pair_of_the_search(arms: Arms, changes: Changes, steps: int) -> PairedProof | None:
+    before, after = arms.arm(), arms.arm(changes)
+    if not (arms.reached(before, steps) and arms.reached(after, steps)):
+        return None
+    results = arms.result(before, steps), arms.result(after, steps)
+    return PairedProof(arms.score.name, (results[0],), (results[1],), (arms.seed,), steps)
 
 
 def _confirmed(proof: PairedProof) -> bool:
