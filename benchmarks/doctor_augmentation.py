@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from homeostat import environment
 from homeostat.doctor.budget import Deadline
-from homeostat.doctor.data_augment import AugmentFacts, examine_augmentation
+from homeostat.doctor.data.augmentation import AugmentFacts, examine_augmentation
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score
 from homeostat.training.datasets import load_task

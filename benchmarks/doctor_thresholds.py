@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from homeostat import environment, seeds
-from homeostat.doctor import readings
-from homeostat.doctor.probe import Probe, take
+from homeostat.doctor.network import readings
+from homeostat.doctor.network.probe import Probe, take
 from homeostat.doctor.training import Training
 
 STEPS = 40

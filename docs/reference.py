@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from homeostat.doctor.rulebook import families
-from homeostat.doctor.rulebook import markdown as markdown_of_rule
 from homeostat.doctor.rules import RULES
+from homeostat.doctor.show.rulebook import families
+from homeostat.doctor.show.rulebook import markdown as markdown_of_rule
 
 DOCS = Path(__file__).parent
 PAGES, RULE_PAGES, GUIDE = DOCS / "parts", DOCS / "rules", DOCS / "doctor.md"

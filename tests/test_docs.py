@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from homeostat.doctor.rulebook import SECTIONS
 from homeostat.doctor.rules import RULES
+from homeostat.doctor.show.rulebook import SECTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page for page in (DOCS / "parts").glob("*.md") if page.name != "README.md")

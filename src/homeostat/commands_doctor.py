@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from homeostat import __version__, environment
-from homeostat.doctor.accepted import read_accepted, write_accepted
 from homeostat.doctor.budget import Budget
 from homeostat.doctor.examine import Examination, verdict_of
 from homeostat.doctor.examine import examine as examine_training
 from homeostat.doctor.finding import Severity, at_least
-from homeostat.doctor.formats import Place, as_json, as_sarif
 from homeostat.doctor.repair import Repair
 from homeostat.doctor.repair import repair as repair_training
-from homeostat.doctor.rulebook import families, pages_for
 from homeostat.doctor.rules import RULES
-from homeostat.doctor.selection import Selection, selection
-from homeostat.doctor.table import print_examination, print_families, print_page, print_repair
+from homeostat.doctor.show.accepted import read_accepted, write_accepted
+from homeostat.doctor.show.formats import Place, as_json, as_sarif
+from homeostat.doctor.show.rulebook import families, pages_for
+from homeostat.doctor.show.selection import Selection, selection
+from homeostat.doctor.show.table import print_examination, print_families, print_page, print_repair
 from homeostat.doctor.training import Training
 from homeostat.errors import invalid, invalid_type, unknown
 from homeostat.training.export import weights_of, write_file
@@ -187,7 +187,7 @@ def _text(found: Examination, form: str, spec: str, accepted: frozenset[str] | N
     if form == "sarif":
         return as_sarif(found, RULES, place=_place(spec), accepted=accepted)
     if form == "html":
-        from homeostat.doctor.report import render  # brings matplotlib, which the others need not wait for
+        from homeostat.doctor.show.report import render  # brings matplotlib, which the others need not wait for
 
         return render(found, RULES, {**_info(spec), "accepted": accepted})
     stream = io.StringIO()
@@ -203,7 +203,7 @@ def _info(spec: str) -> dict[str, Any]:
 
 def _write_repair(done: Repair, directory: Path, spec: str) -> None:
     """The report, the changes as lines of code, and the weights with which the repaired training begins."""
-    from homeostat.doctor.report import FILE_NAME, write_report
+    from homeostat.doctor.show.report import FILE_NAME, write_report
 
     write_report(directory / FILE_NAME, done.before, RULES, _info(spec), done)
     if done.changes:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from homeostat.doctor.baselines import Baselines
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import Course, Mark
+from homeostat.doctor.data.baselines import Baselines
 from homeostat.doctor.examine import Examination
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.finding import Finding, Proof

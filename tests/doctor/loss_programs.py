@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from homeostat import seeds
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import Course, evaluating
-from homeostat.doctor.loss_tests import examine_loss
+from homeostat.doctor.loss.metamorphic import examine_loss
+from homeostat.doctor.network.structure import read
 from homeostat.doctor.rule import Rule
 from homeostat.doctor.rules import loss, loss_custom, loss_outputs
 from homeostat.doctor.score import score_of
-from homeostat.doctor.structure import read
 from homeostat.doctor.training import Training
 
 N = 96

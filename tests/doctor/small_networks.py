@@ -7,9 +7,9 @@ from torch import nn
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import Runner, evaluating, mark_steps
-from homeostat.doctor.probe import take
+from homeostat.doctor.network.probe import take
+from homeostat.doctor.network.structure import read
 from homeostat.doctor.score import score_of
-from homeostat.doctor.structure import read
 
 BATCH = 100  # enough examples for units that are dead on all of them
 

@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from homeostat.doctor.baselines import measure_baselines
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import Runner, evaluating, mark_steps
+from homeostat.doctor.data.baselines import measure_baselines
 from homeostat.doctor.health import illness
-from homeostat.doctor.probe import take
+from homeostat.doctor.network.probe import take
+from homeostat.doctor.network.structure import read
 from homeostat.doctor.score import score_of
-from homeostat.doctor.structure import read
 from homeostat.doctor.training import Training
 
 

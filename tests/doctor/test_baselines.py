@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 from homeostat import seeds
-from homeostat.doctor.baselines import Baselines, measure_baselines
 from homeostat.doctor.budget import Deadline
+from homeostat.doctor.data.baselines import Baselines, measure_baselines
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from homeostat.doctor.changes.activation import Exchange, InsertActivation, SwapActivation
 from homeostat.doctor.changes.change import CannotApply
-from homeostat.doctor.structure import read
+from homeostat.doctor.network.structure import read
 from homeostat.errors import InvalidValue
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from homeostat.doctor.changes.change import CannotApply
 from homeostat.doctor.changes.data import StandardizeTargets
 from homeostat.doctor.changes.loss import MeanLoss, NegateLoss, ReplaceLoss, ShapeTargets
 from homeostat.doctor.changes.output import ChangeOutput
-from homeostat.doctor.layout import layout_of
+from homeostat.doctor.loss.layout import layout_of
 from homeostat.errors import InvalidValue
 
 WIDE = layout_of(torch.zeros(N, 4), CLASSES)

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from homeostat import seeds
 from homeostat.doctor.budget import Deadline
-from homeostat.doctor.data_augment import examine_augmentation
-from homeostat.doctor.data_labels import count_classes, examine_labels
-from homeostat.doctor.data_rows import find_overlap, rows_in_both, stored_order
-from homeostat.doctor.data_scale import count_nonfinite, input_scale, target_scale
-from homeostat.doctor.data_splits import compare_splits
-from homeostat.doctor.data_tests import examine_data
+from homeostat.doctor.data.augmentation import examine_augmentation
+from homeostat.doctor.data.facts import examine_data
+from homeostat.doctor.data.labels import count_classes, examine_labels
+from homeostat.doctor.data.rows import find_overlap, rows_in_both, stored_order
+from homeostat.doctor.data.scale import count_nonfinite, input_scale, target_scale
+from homeostat.doctor.data.splits import compare_splits
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score
 from homeostat.doctor.training import Training

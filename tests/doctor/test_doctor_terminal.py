@@ -8,8 +8,8 @@ import invented_examinations as invented
 import pytest
 from rich.console import Console
 
-from homeostat.doctor.rulebook import SECTIONS, families, markdown, page_of, pages_for
-from homeostat.doctor.table import print_examination, print_families, print_page, print_repair
+from homeostat.doctor.show.rulebook import SECTIONS, families, markdown, page_of, pages_for
+from homeostat.doctor.show.table import print_examination, print_families, print_page, print_repair
 from homeostat.errors import InvalidValue
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import invented_examinations as invented
 import pytest
 
-from homeostat.doctor.accepted import read_accepted, write_accepted
-from homeostat.doctor.exhibits import jsonable, number
 from homeostat.doctor.finding import Finding
-from homeostat.doctor.formats import Place, as_json, as_sarif
+from homeostat.doctor.show.accepted import read_accepted, write_accepted
+from homeostat.doctor.show.exhibits import jsonable, number
+from homeostat.doctor.show.formats import Place, as_json, as_sarif
 from homeostat.errors import HomeostatError, InvalidValue
 
 

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from homeostat.doctor.arms import Arms
-from homeostat.doctor.baselines import measure_baselines
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import mark_steps
+from homeostat.doctor.data.baselines import measure_baselines
 from homeostat.doctor.health import illness
 from homeostat.doctor.judge import Charge, judge
 from homeostat.doctor.rule import Rule, Suspect

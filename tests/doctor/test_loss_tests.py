@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.loss_tests import examine_loss
+from homeostat.doctor.loss.metamorphic import examine_loss
 from homeostat.doctor.score import score_of
 from homeostat.doctor.training import Training
 

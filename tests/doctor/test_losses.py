@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from homeostat import seeds
-from homeostat.doctor.black_box import choose_box
-from homeostat.doctor.identify import identify, match
-from homeostat.doctor.layout import layout_of
-from homeostat.doctor.losses import KNOWN, FittedLoss, known
+from homeostat.doctor.loss.black_box import choose_box
+from homeostat.doctor.loss.identify import identify, match
+from homeostat.doctor.loss.known import KNOWN, FittedLoss, known
+from homeostat.doctor.loss.layout import layout_of
 from homeostat.errors import InvalidValue
 
 N, C = 12, 5

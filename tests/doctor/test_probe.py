@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homeostat.doctor import readings
-from homeostat.doctor.layer_facts import duplicates_of
-from homeostat.doctor.probe import take
-from homeostat.doctor.signals import rank_of, signal_of, similarity_of, slopes_of, spread_of
+from homeostat.doctor.network import readings
+from homeostat.doctor.network.layers import duplicates_of
+from homeostat.doctor.network.probe import take
+from homeostat.doctor.network.signals import rank_of, signal_of, similarity_of, slopes_of, spread_of
 from homeostat.doctor.training import Training
 
 

@@ -12,8 +12,8 @@ import invented_examinations as invented
 import numpy as np
 import pytest
 
-from homeostat.doctor import heatmap
-from homeostat.doctor.report import VITALS, layer_rows, render, write_report
+from homeostat.doctor.show import heatmap
+from homeostat.doctor.show.report import VITALS, layer_rows, render, write_report
 from homeostat.page.svg import COLORS
 
 INFO = {

@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from homeostat.doctor.budget import Deadline
-from homeostat.doctor.data_tests import examine_data
+from homeostat.doctor.data.facts import examine_data
 from homeostat.doctor.finding import CAUSES
-from homeostat.doctor.rulebook import SECTIONS, page_of
 from homeostat.doctor.rules import data, data_labels, data_splits
 from homeostat.doctor.rules.data import (
     ConstantFeatures,
@@ -31,6 +30,7 @@ from homeostat.doctor.rules.data_labels import (
     UnrelatedLabels,
 )
 from homeostat.doctor.rules.data_splits import SharedExamples, SplitMismatch, SpoilingAugmentation, Unshuffled
+from homeostat.doctor.show.rulebook import SECTIONS, page_of
 from homeostat.doctor.training import Training
 
 RULES = (

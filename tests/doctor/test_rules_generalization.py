@@ -6,8 +6,8 @@ from small_trainings import chart_of, made, mlp, plane, rings, seeded, suspects,
 from torch import nn
 from torch.nn import functional as F
 
-from homeostat.doctor.baselines import Baselines
 from homeostat.doctor.course import Mark
+from homeostat.doctor.data.baselines import Baselines
 from homeostat.doctor.rules.generalization import (
     BelowBaseline,
     Overfitting,

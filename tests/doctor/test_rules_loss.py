@@ -25,9 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from homeostat.doctor.finding import CAUSES
-from homeostat.doctor.fitting import fitting_of
-from homeostat.doctor.rulebook import SECTIONS, page_of
+from homeostat.doctor.loss.fitting import fitting_of
 from homeostat.doctor.rules.loss import OverflowingLoss, maximizes, scale_free
+from homeostat.doctor.show.rulebook import SECTIONS, page_of
 
 CE, NLL, BCE, BCE_LOGITS, MSE, MAE = (
     nn.CrossEntropyLoss(),

@@ -6,7 +6,7 @@ from small_trainings import chart_of, made, mlp, rings, suspects, training
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from homeostat.doctor.norm_tests import norm_facts
+from homeostat.doctor.network.statistics import norm_facts
 from homeostat.doctor.rules.norm import (
     BiasBeforeNorm,
     DecayOnNorms,

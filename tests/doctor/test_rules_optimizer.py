@@ -9,6 +9,7 @@ from small_trainings import chart_of, made, mlp, plane, suspects, training
 from torch import nn
 from torch.nn import functional as F
 
+from homeostat.doctor.network.step import examine_step
 from homeostat.doctor.rules.holdings import (
     CoupledDecay,
     MissingParameters,
@@ -18,7 +19,6 @@ from homeostat.doctor.rules.holdings import (
 )
 from homeostat.doctor.rules.optimizer import ExtremeMomentum, Maximizing, UnsuitedEps, UnsuitedOptimizer
 from homeostat.doctor.rules.rate import LearningRateTooHigh, LearningRateTooLow, UnsuitedBatchSize
-from homeostat.doctor.step_tests import examine_step
 from homeostat.doctor.trend import Trend, trend_of
 from homeostat.errors import InvalidValue
 

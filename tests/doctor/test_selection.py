@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from homeostat.doctor.selection import codes_beginning, selection
+from homeostat.doctor.show.selection import codes_beginning, selection
 from homeostat.errors import InvalidValue
 
 CODES = ("INI001", "OPT001", "OPT002", "SIG001", "SIG003")

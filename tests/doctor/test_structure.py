@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homeostat.doctor.structure import Unreadable, read
+from homeostat.doctor.network.structure import Unreadable, read
 
 
 class Exponential(nn.Module):

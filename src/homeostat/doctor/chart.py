@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from homeostat.doctor.baselines import Baselines
     from homeostat.doctor.course import Course
-    from homeostat.doctor.data_tests import DataFacts
+    from homeostat.doctor.data.baselines import Baselines
+    from homeostat.doctor.data.facts import DataFacts
     from homeostat.doctor.examples import Examples
-    from homeostat.doctor.loss_tests import LossFacts
-    from homeostat.doctor.probe import Probe
+    from homeostat.doctor.loss.metamorphic import LossFacts
+    from homeostat.doctor.network.probe import Probe
+    from homeostat.doctor.network.structure import Structure
     from homeostat.doctor.score import Score
-    from homeostat.doctor.structure import Structure
     from homeostat.doctor.training import Training
 
 

@@ -15,21 +15,21 @@ import torch
 
 from homeostat import seeds
 from homeostat.doctor.arms import Arms
-from homeostat.doctor.baselines import measure_baselines
 from homeostat.doctor.budget import Budget, Deadline, Stopwatch
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import Course, evaluating, mark_steps, predictions
-from homeostat.doctor.data_tests import examine_data
+from homeostat.doctor.data.baselines import measure_baselines
+from homeostat.doctor.data.facts import examine_data
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.finding import Finding, Severity, at_least
 from homeostat.doctor.health import illness
 from homeostat.doctor.judge import Charge, Say, judge
-from homeostat.doctor.loss_tests import examine_loss
-from homeostat.doctor.probe import Probe, take
+from homeostat.doctor.loss.metamorphic import examine_loss
+from homeostat.doctor.network.probe import Probe, take
+from homeostat.doctor.network.structure import read
 from homeostat.doctor.rule import Rule
 from homeostat.doctor.rules import RULES
 from homeostat.doctor.score import Score, score_of
-from homeostat.doctor.structure import read
 from homeostat.doctor.training import Training
 from homeostat.doctor.watch import watch
 from homeostat.errors import HomeostatError, invalid_type

@@ -17,7 +17,7 @@ from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score
 
 if TYPE_CHECKING:
-    from homeostat.doctor.baselines import Baselines
+    from homeostat.doctor.data.baselines import Baselines
 
 MARGIN = 0.05
 """The least difference of accuracy or R² that matters here: what benchmarks/doctor.py calls repaired is within it."""

@@ -17,7 +17,7 @@ from homeostat.doctor.changes.regularization import ScalePenalty, SetDropout
 from homeostat.doctor.changes.schedule import BatchSize, MoreEpochs
 from homeostat.doctor.changes.weights import Reinitialize
 from homeostat.doctor.chart import Chart
-from homeostat.doctor.fitting import fitting_of
+from homeostat.doctor.loss.fitting import fitting_of
 from homeostat.parts.modes import drop_probability
 
 RATE = 1e-3

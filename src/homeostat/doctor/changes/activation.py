@@ -21,7 +21,7 @@ from homeostat.parts.activation import ACTIVATIONS, make_activation
 from homeostat.parts.edit import Edit
 
 if TYPE_CHECKING:
-    from homeostat.doctor.structure import Structure
+    from homeostat.doctor.network.structure import Structure
     from homeostat.doctor.training import Training
 
 _SAMPLE = 4  # examples on which the altered model is run

@@ -26,10 +26,10 @@ from homeostat.doctor.changes.scaling import (
     last_module,
     put_first,
 )
-from homeostat.doctor.data_scale import bounded, columns_of, shares_scale
-from homeostat.doctor.data_tests import takes_features_last
+from homeostat.doctor.data.facts import takes_features_last
+from homeostat.doctor.data.flat import channel_dim, numbers_of
+from homeostat.doctor.data.scale import bounded, columns_of, shares_scale
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.flat import channel_dim, numbers_of
 
 if TYPE_CHECKING:
     from homeostat.doctor.training import Training

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from homeostat.doctor.black_box import BlackBox
 from homeostat.doctor.changes.change import CannotApply, Change, Safety
 from homeostat.doctor.changes.scaling import StandardizedLoss
-from homeostat.doctor.layout import Layout
-from homeostat.doctor.losses import FittedLoss, known
+from homeostat.doctor.loss.black_box import BlackBox
+from homeostat.doctor.loss.known import FittedLoss, known
+from homeostat.doctor.loss.layout import Layout
 
 if TYPE_CHECKING:
     from homeostat.doctor.training import Training

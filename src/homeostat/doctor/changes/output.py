@@ -21,10 +21,10 @@ from homeostat import seeds
 from homeostat.doctor.changes.change import CannotApply, Change, Safety
 from homeostat.doctor.changes.loss import ReplaceLoss
 from homeostat.doctor.changes.scaling import Restore
-from homeostat.doctor.layout import Layout
-from homeostat.doctor.losses import known
-from homeostat.doctor.model_outputs import NO_ACTIVATION, LastActivation, last_activation, look
-from homeostat.doctor.structure import read
+from homeostat.doctor.loss.known import known
+from homeostat.doctor.loss.layout import Layout
+from homeostat.doctor.loss.outputs import NO_ACTIVATION, LastActivation, last_activation, look
+from homeostat.doctor.network.structure import read
 from homeostat.errors import HomeostatError, unknown
 from homeostat.parts.edit import Edit
 from homeostat.parts.layers import Layer

@@ -20,12 +20,12 @@ from homeostat import seeds
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.change import CannotApply, Change, Safety
 from homeostat.doctor.course import evaluating
-from homeostat.doctor.data_rows import rows_in_both
-from homeostat.doctor.data_scale import bounded, columns_of, finite_rows
-from homeostat.doctor.data_splits import TURNS, Mismatch, compare_splits
-from homeostat.doctor.data_tests import takes_features_last
+from homeostat.doctor.data.facts import takes_features_last
+from homeostat.doctor.data.flat import channel_dim
+from homeostat.doctor.data.rows import rows_in_both
+from homeostat.doctor.data.scale import bounded, columns_of, finite_rows
+from homeostat.doctor.data.splits import TURNS, Mismatch, compare_splits
 from homeostat.doctor.examples import Examples, examples_of, is_pair_of_tensors
-from homeostat.doctor.flat import channel_dim
 from homeostat.doctor.score import score_of
 from homeostat.parts.modes import map_tensors
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from homeostat.doctor.changes.data import StandardizeInputs, StandardizeTargets
 from homeostat.doctor.changes.rows import DropNonFinite
-from homeostat.doctor.data_scale import InputScale
+from homeostat.doctor.data.scale import InputScale
 from homeostat.doctor.rule import Certainty, Rule, Suspect
 
 if TYPE_CHECKING:

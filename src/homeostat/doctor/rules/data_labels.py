@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from homeostat.doctor.changes.rows import BalanceClasses
-from homeostat.doctor.data_labels import LabelFacts, Relation
+from homeostat.doctor.data.labels import LabelFacts, Relation
 from homeostat.doctor.rule import Rule, Suspect
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from homeostat.doctor.changes.rows import DropAugmentation, MatchSplits, Shuffle
-from homeostat.doctor.data_augment import AugmentFacts
-from homeostat.doctor.data_splits import Mismatch
+from homeostat.doctor.data.augmentation import AugmentFacts
+from homeostat.doctor.data.splits import Mismatch
 from homeostat.doctor.rule import Rule, Suspect
 
 if TYPE_CHECKING:

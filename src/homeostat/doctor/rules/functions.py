@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from homeostat.doctor import readings
 from homeostat.doctor.changes.activation import InsertActivation
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.weights import Reinitialize
-from homeostat.doctor.hidden import Hidden, hidden_of, swap
+from homeostat.doctor.network import readings
+from homeostat.doctor.network.hidden import Hidden, hidden_of, swap
 from homeostat.doctor.rule import Certainty, Rule, Suspect
 
 if TYPE_CHECKING:
     from homeostat.doctor.chart import Chart
-    from homeostat.doctor.structure import Link
+    from homeostat.doctor.network.structure import Link
 
 MANY_WEAK = 3
 """Layers of functions with slope 1/4 at most, one behind the other: they leave less than 2 % of a gradient."""

@@ -15,10 +15,10 @@ from homeostat.doctor.changes.schedule import MoreEpochs
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.course import Mark
 from homeostat.doctor.health import ERRORS, MARGIN
+from homeostat.doctor.network.step import step_facts, weights_of
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.rules.holdings import WEIGHS, penalty_ratio
 from homeostat.doctor.rules.rate import LITTLE_MOVED, falls, moved_by
-from homeostat.doctor.step_tests import step_facts, weights_of
 from homeostat.doctor.trend import known, trend_of
 from homeostat.parts.modes import drop_probability
 

@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from homeostat.doctor import readings
 from homeostat.doctor.changes.norm import AddNorm
 from homeostat.doctor.changes.optimizer import UseClip
 from homeostat.doctor.changes.weights import Reinitialize, Unfreeze
-from homeostat.doctor.hidden import hidden_of, is_chain, swap
-from homeostat.doctor.probe import Probe
+from homeostat.doctor.network import readings
+from homeostat.doctor.network.hidden import hidden_of, is_chain, swap
+from homeostat.doctor.network.probe import Probe
 from homeostat.doctor.rule import Certainty, Rule, Suspect
 
 if TYPE_CHECKING:

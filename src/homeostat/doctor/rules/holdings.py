@@ -13,8 +13,8 @@ from homeostat.doctor.changes.optimizer import AddParameters, settings_of, shown
 from homeostat.doctor.changes.regularization import DecoupleDecay, ScalePenalty
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.finding import Severity
+from homeostat.doctor.network.step import StepFacts, late_step_facts, step_facts
 from homeostat.doctor.rule import Rule, Suspect
-from homeostat.doctor.step_tests import StepFacts, late_step_facts, step_facts
 from homeostat.doctor.trend import known
 
 DOMINATES = 0.5

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from homeostat.doctor import readings
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.weights import Reinitialize
-from homeostat.doctor.hidden import hidden_of, is_chain, is_plain
+from homeostat.doctor.network import readings
+from homeostat.doctor.network.hidden import hidden_of, is_chain, is_plain
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.parts.init.targets import layer_fans
 

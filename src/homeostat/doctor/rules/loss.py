@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.loss import MeanLoss, NegateLoss, ShapeTargets
-from homeostat.doctor.fitting import fitting_of
+from homeostat.doctor.loss.fitting import fitting_of
 from homeostat.doctor.rule import Certainty, Rule, Suspect
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from homeostat.doctor.fitting import (
+from homeostat.doctor.loss.fitting import (
     BCE_PROBABILITIES,
     CE_NORMALIZED,
     CE_PROBABILITIES,

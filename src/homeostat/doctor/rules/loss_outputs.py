@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from homeostat.doctor.finding import Severity
-from homeostat.doctor.fitting import (
+from homeostat.doctor.loss.fitting import (
     BCE_LOGITS,
     BCE_PROBABILITIES,
     CE_LOGITS,

@@ -16,10 +16,10 @@ from homeostat.doctor.changes.norm import AddNorm, batch_norms
 from homeostat.doctor.changes.regularization import ExemptDecay, SetDropout
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
-from homeostat.doctor.layer_facts import LayerFacts
-from homeostat.doctor.probe import Probe
+from homeostat.doctor.network.layers import LayerFacts
+from homeostat.doctor.network.probe import Probe
+from homeostat.doctor.network.structure import Link, Step
 from homeostat.doctor.rule import Rule, Suspect
-from homeostat.doctor.structure import Link, Step
 from homeostat.doctor.trend import known
 from homeostat.parts.norm import norm_kind
 from homeostat.parts.penalty import split_parameters

@@ -15,7 +15,7 @@ from homeostat.doctor.changes.norm import AddNorm, BatchNormMomentum, TrainMode,
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.health import ERRORS, MARGIN
-from homeostat.doctor.norm_tests import fails_on_one, norm_facts
+from homeostat.doctor.network.statistics import fails_on_one, norm_facts
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.trend import known
 

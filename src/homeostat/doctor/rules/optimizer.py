@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from homeostat.doctor.changes.optimizer import Minimize, SetEps, SetMomentum, SwapOptimizer, momenta_of, settings_of
 from homeostat.doctor.chart import Chart
+from homeostat.doctor.network.step import goes_up, step_facts
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.rules.rate import evidence_of
-from homeostat.doctor.step_tests import goes_up, step_facts
 from homeostat.doctor.trend import known, trend_of
 
 _OTHER_EPS = frozenset({"Adadelta", "Adafactor", "Rprop"})  # there eps sets the size of steps, or bounds it

@@ -19,8 +19,8 @@ from homeostat.doctor.changes.optimizer import ScaleLearningRate, settings_of, s
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.curvature import curvature
+from homeostat.doctor.network.step import StepFacts, displacement, goes_up, step_facts
 from homeostat.doctor.rule import Rule, Suspect
-from homeostat.doctor.step_tests import StepFacts, displacement, goes_up, step_facts
 from homeostat.doctor.trend import Trend, known, trend_of
 from homeostat.errors import HomeostatError
 

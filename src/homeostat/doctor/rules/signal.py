@@ -10,15 +10,15 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from homeostat.doctor import readings
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.norm import AddNorm
 from homeostat.doctor.changes.weights import Reinitialize
-from homeostat.doctor.hidden import hidden_of, is_chain, is_output, is_plain, overflows, swap
-from homeostat.doctor.layer_facts import LayerFacts
-from homeostat.doctor.probe import Probe
+from homeostat.doctor.network import readings
+from homeostat.doctor.network.hidden import hidden_of, is_chain, is_output, is_plain, overflows, swap
+from homeostat.doctor.network.layers import LayerFacts
+from homeostat.doctor.network.probe import Probe
+from homeostat.doctor.network.signals import spread_of
 from homeostat.doctor.rule import Rule, Suspect
-from homeostat.doctor.signals import spread_of
 
 if TYPE_CHECKING:
     from homeostat.doctor.chart import Chart

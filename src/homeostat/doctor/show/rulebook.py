@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from homeostat.doctor.exhibits import sentence
 from homeostat.doctor.rule import Rule
-from homeostat.doctor.selection import codes_beginning
+from homeostat.doctor.show.exhibits import sentence
+from homeostat.doctor.show.selection import codes_beginning
 
 SECTIONS = (
     "What it checks",

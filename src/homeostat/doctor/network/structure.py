@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from homeostat.doctor.ways import Role as Role
-from homeostat.doctor.ways import Step as Step
-from homeostat.doctor.ways import Ways
+from homeostat.doctor.network.ways import Role as Role
+from homeostat.doctor.network.ways import Step as Step
+from homeostat.doctor.network.ways import Ways
 from homeostat.errors import HomeostatError
 from homeostat.parts.dataflow import Dataflow, Node, Value, record
 from homeostat.parts.init.residual import find_branches

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from homeostat.doctor.layer_facts import LayerFacts
-from homeostat.doctor.probe import Probe
-from homeostat.doctor.signals import Slopes, spread_of
+from homeostat.doctor.network.layers import LayerFacts
+from homeostat.doctor.network.probe import Probe
+from homeostat.doctor.network.signals import Slopes, spread_of
 from homeostat.parts.init.targets import layer_fans
 
 _FLAT = 0.25  # of standard normal inputs without a slope: relu has a half, squashing functions none

@@ -13,9 +13,9 @@ from torch import nn
 
 from homeostat.doctor.changes.activation import SwapActivation
 from homeostat.doctor.changes.change import Change
-from homeostat.doctor.layer_facts import LayerFacts
-from homeostat.doctor.probe import Probe
-from homeostat.doctor.structure import Step
+from homeostat.doctor.network.layers import LayerFacts
+from homeostat.doctor.network.probe import Probe
+from homeostat.doctor.network.structure import Step
 
 if TYPE_CHECKING:
     from homeostat.doctor.chart import Chart

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from homeostat.doctor.exhibits import number
+from homeostat.doctor.show.exhibits import number
 from homeostat.page.svg import (
     FAINT,
     GHOST,

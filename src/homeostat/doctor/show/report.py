@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from homeostat.doctor import figures, heatmap
-from homeostat.doctor.exhibits import (
+from homeostat.doctor.finding import Finding
+from homeostat.doctor.rule import Rule
+from homeostat.doctor.show import figures, heatmap
+from homeostat.doctor.show.exhibits import (
     MARKS,
     NAMES,
     by_severity,
@@ -25,9 +27,7 @@ from homeostat.doctor.exhibits import (
     sentence,
     standing,
 )
-from homeostat.doctor.finding import Finding
-from homeostat.doctor.rule import Rule
-from homeostat.doctor.rulebook import RulePage, page_of
+from homeostat.doctor.show.rulebook import RulePage, page_of
 from homeostat.page import template
 from homeostat.page.svg import Picture
 from homeostat.page.text import duration
@@ -101,7 +101,7 @@ def render(
         "command": info.get("command"),
         "environment": [(str(k), str(v)) for k, v in (info.get("environment") or {}).items()],
     }
-    return template.render("homeostat.doctor", "report", page)
+    return template.render("homeostat.doctor.show", "report", page)
 
 
 def heat_figure(vitals: Vitals) -> Picture | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from homeostat import seeds
-from homeostat.doctor.signals import Signal, Slopes
+from homeostat.doctor.network.signals import Signal, Slopes
 
 _ALIKE = 1e-4  # of the largest gradient of a unit: sums in another order differ by less
 

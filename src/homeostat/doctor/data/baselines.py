@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from homeostat.doctor.budget import Deadline
+from homeostat.doctor.data.flat import flat, numbers_of, sample, standardized
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.flat import flat, numbers_of, sample, standardized
 from homeostat.doctor.score import Kind, Score
 
 MOST_TRAIN = 2000  # rows a baseline is fitted on: a linear model of ten classes of 28 x 28 images takes half a second

@@ -15,8 +15,8 @@ from torch import Tensor
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.loss import ReplaceLoss
 from homeostat.doctor.changes.output import ChangeOutput
-from homeostat.doctor.loss_tests import LossFacts
-from homeostat.doctor.model_outputs import LastActivation, last_activation
+from homeostat.doctor.loss.metamorphic import LossFacts
+from homeostat.doctor.loss.outputs import LastActivation, last_activation
 from homeostat.doctor.score import Score
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 
 from homeostat import seeds
 from homeostat.doctor.budget import Deadline
+from homeostat.doctor.data.flat import flat, numbers_of, sample, standardized
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.flat import flat, numbers_of, sample, standardized
 from homeostat.doctor.score import Score
 
 MOST_ROWS = 1000  # of each split: factorizing the kernel takes a tenth of a second

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from homeostat import seeds
-from homeostat.doctor.black_box import BlackBox, Reading, choose_box
-from homeostat.doctor.identify import match
-from homeostat.doctor.layout import Layout, layout_of
-from homeostat.doctor.loss_facts import LossFacts
-from homeostat.doctor.loss_probes import MOST_OUTPUTS, in_unit, interior, positive, probe_batches, spread, unit
-from homeostat.doctor.losses import Expects, Known
-from homeostat.doctor.model_outputs import Seen, look
+from homeostat.doctor.loss.black_box import BlackBox, Reading, choose_box
+from homeostat.doctor.loss.facts import LossFacts
+from homeostat.doctor.loss.identify import match
+from homeostat.doctor.loss.known import Expects, Known
+from homeostat.doctor.loss.layout import Layout, layout_of
+from homeostat.doctor.loss.outputs import Seen, look
+from homeostat.doctor.loss.probes import MOST_OUTPUTS, in_unit, interior, positive, probe_batches, spread, unit
 
 if TYPE_CHECKING:
     from homeostat.doctor.examples import Examples

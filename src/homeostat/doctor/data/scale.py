@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from homeostat.doctor.data.flat import channel_dim, filled, sample
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.flat import channel_dim, filled, sample
 from homeostat.doctor.score import Score
 from homeostat.parts.layers import tensors_in
 

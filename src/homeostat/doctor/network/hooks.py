@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from homeostat.doctor.layer_facts import LayerFacts, duplicates_of, matrices_of, norm_of
-from homeostat.doctor.signals import Signal, Slopes, rank_of, signal_of, similarity_of, slopes_of
+from homeostat.doctor.network.layers import LayerFacts, duplicates_of, matrices_of, norm_of
+from homeostat.doctor.network.signals import Signal, Slopes, rank_of, signal_of, similarity_of, slopes_of
 from homeostat.kernels.moments import moments
 from homeostat.parts.layers import role_of, tensors_in
 from homeostat.parts.modes import drop_probability

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from homeostat import __version__, environment
-from homeostat.doctor.exhibits import jsonable, standing
 from homeostat.doctor.finding import Finding, Severity
 from homeostat.doctor.rule import Rule
-from homeostat.doctor.rulebook import RulePage, markdown, page_of
+from homeostat.doctor.show.exhibits import jsonable, standing
+from homeostat.doctor.show.rulebook import RulePage, markdown, page_of
 
 if TYPE_CHECKING:
     from homeostat.doctor.examine import Examination

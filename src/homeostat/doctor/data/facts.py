@@ -15,10 +15,10 @@ from torch import nn
 from homeostat import seeds
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.course import evaluating
-from homeostat.doctor.data_augment import AugmentFacts, examine_augmentation
-from homeostat.doctor.data_labels import ClassFacts, LabelFacts, count_classes, examine_labels
-from homeostat.doctor.data_rows import Order, Overlap, find_overlap, stored_order
-from homeostat.doctor.data_scale import (
+from homeostat.doctor.data.augmentation import AugmentFacts, examine_augmentation
+from homeostat.doctor.data.labels import ClassFacts, LabelFacts, count_classes, examine_labels
+from homeostat.doctor.data.rows import Order, Overlap, find_overlap, stored_order
+from homeostat.doctor.data.scale import (
     Finite,
     InputScale,
     TargetScale,
@@ -27,7 +27,7 @@ from homeostat.doctor.data_scale import (
     input_scale,
     target_scale,
 )
-from homeostat.doctor.data_splits import Mismatch, compare_splits
+from homeostat.doctor.data.splits import Mismatch, compare_splits
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score
 from homeostat.doctor.training import Training

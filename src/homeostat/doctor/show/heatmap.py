@@ -17,7 +17,7 @@ from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
-from homeostat.doctor.figures import place_axes
+from homeostat.doctor.show.figures import place_axes
 from homeostat.page.svg import GHOST, HURTS, INK, NARROW, SOFT, WIDE, Picture, blank, drawing, inline
 from homeostat.page.text import shorten
 

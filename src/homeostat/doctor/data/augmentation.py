@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from homeostat import seeds
 from homeostat.doctor.budget import Deadline
+from homeostat.doctor.data.flat import channel_dim, numbers_of, sample
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.flat import channel_dim, numbers_of, sample
 from homeostat.doctor.score import Score
 
 MOST_TRAIN = 2000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from homeostat.doctor.identify import Match
-from homeostat.doctor.layout import Layout
-from homeostat.doctor.losses import Expects, Known
-from homeostat.doctor.model_outputs import Seen
+from homeostat.doctor.loss.identify import Match
+from homeostat.doctor.loss.known import Expects, Known
+from homeostat.doctor.loss.layout import Layout
+from homeostat.doctor.loss.outputs import Seen
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from homeostat.doctor.structure import Step, Structure
+    from homeostat.doctor.network.structure import Step, Structure
 
 _SUM = 1e-3  # how far a sum of probabilities may be from one in half precision
 _WIDE = 100.0  # where a saturating activation has reached its limits in single precision

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homeostat.doctor.data_scale import bounded, columns_of
+from homeostat.doctor.data.flat import channel_dim, filled, numbers_of
+from homeostat.doctor.data.scale import bounded, columns_of
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.flat import channel_dim, filled, numbers_of
 
 ERRORS = 8.0  # a difference of so many standard errors is no chance, over thousands of features
 SHIFT = 0.5  # of a deviation between the means: natural splits seldom differ as much

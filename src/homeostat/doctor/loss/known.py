@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from homeostat.doctor.layout import Layout, layout_of
+from homeostat.doctor.loss.layout import Layout, layout_of
 from homeostat.errors import unknown
 
 Expects = Literal["logits", "probabilities", "log-probabilities", "values"]

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from homeostat.doctor.exhibits import MARKS, NAMES, evidence, facts, score_text, sentence, standing
 from homeostat.doctor.finding import Finding, Severity
-from homeostat.doctor.rulebook import Family, RulePage
+from homeostat.doctor.show.exhibits import MARKS, NAMES, evidence, facts, score_text, sentence, standing
+from homeostat.doctor.show.rulebook import Family, RulePage
 from homeostat.page.terminal import Printer
 
 if TYPE_CHECKING:

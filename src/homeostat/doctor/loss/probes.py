@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from homeostat import seeds
-from homeostat.doctor.layout import Layout
+from homeostat.doctor.loss.layout import Layout
 
 if TYPE_CHECKING:
     from homeostat.doctor.training import Training

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from homeostat import seeds
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.layer_facts import LayerFacts, norm_of
-from homeostat.doctor.probe_hooks import Watcher
-from homeostat.doctor.signals import Signal, signal_of
+from homeostat.doctor.network.hooks import Watcher
+from homeostat.doctor.network.layers import LayerFacts, norm_of
+from homeostat.doctor.network.signals import Signal, signal_of
 from homeostat.doctor.training import Training
 from homeostat.parts.modes import uncompiled
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from homeostat.doctor.black_box import BlackBox, Loss, choose_box
-from homeostat.doctor.layout import Layout, layout_of
-from homeostat.doctor.loss_probes import interior, spread, unit
-from homeostat.doctor.losses import KNOWN, Known
+from homeostat.doctor.loss.black_box import BlackBox, Loss, choose_box
+from homeostat.doctor.loss.known import KNOWN, Known
+from homeostat.doctor.loss.layout import Layout, layout_of
+from homeostat.doctor.loss.probes import interior, spread, unit
 
 _AGREE = 1e-3  # relative; known losses differ by far more on probes, epsilons under a logarithm by far less
 _PROBES = 4  # gradients compared; each holds a number per output
