@@ -7,7 +7,7 @@ built-in cnn on 28x28 images, and a 64-128-128-10 mlp on 64 features, both with 
 on steps that it does not watch, what each watched step costs, how much more that is than the time spent inside hooks
 (`AFTERMATH` in homeostat/doctor/cadence.py), and what hooks that stay on all layers would cost.
 
-    python benchmarks/watch.py [--seconds 60] [--threads 2]
+    python benchmarks/watch.py [--seconds 60] [--threads 2] [--models cnn mlp]
 """
 
 from __future__ import annotations
@@ -126,11 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="for each of the four rows")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", nargs="+", choices=list(STEPS), default=list(STEPS))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(", ".join(f"{name} {value}" for name, value in environment.describe().items()))
     print(f"{torch.get_num_threads()} threads; ratios of time with over time without: median (quartiles)")
-    for name in ("cnn", "mlp"):
+    for name in arguments.models:
         for title, kind, lr in (("SGD", SGD, 0.01), ("Adam", Adam, 0.001)):
             loop = Loop(name, kind, lr)
             loop.seconds(STEPS[name])

@@ -171,7 +171,7 @@ def repair(
         ...     batch_size=20, epochs=5,
         ... )
         >>> [change.what for change in hs.repair(training, budget=50).changes]
-        ['minimize instead of maximize']
+        ['minimize the loss instead of maximizing it']
     """
     if not isinstance(training, Training):
         raise invalid_type("repair", "training", "be a homeostat.Training", training, "Make one of your objects.")
