@@ -50,6 +50,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/adaptation.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/intervals.py
+	$(BIN)/python benchmarks/watch.py
+	$(BIN)/python benchmarks/doctor_thresholds.py
+	$(BIN)/python benchmarks/doctor_augmentation.py
+	$(BIN)/python benchmarks/doctor.py
 
 docs: $(READY)
 	$(BIN)/python docs/reference.py

@@ -162,6 +162,7 @@ def repair(
     Returns: the repaired training with what was changed and the proof; unchanged where nothing helps.
     Raises: as `examine`.
     Example:
+        >>> import torch
         >>> from torch import nn, optim
         >>> import homeostat as hs
         >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
