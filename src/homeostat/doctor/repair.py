@@ -36,6 +36,7 @@ _SEARCH = 0.7  # of what is left; the rest is for the proof
 _SETS = 40  # of changes that a search tries
 _PART = 0.7  # of the time left that one round may take
 _SHARE = 0.05  # of the whole gain that one change more must bring
+_FEWEST_STEPS = 30  # after which a comparison means anything
 _FRESH = 1000  # seeds of proofs begin so far from that of the examination
 
 
@@ -247,7 +248,13 @@ class _Search:
                 return changes
             if self.deadline.passed:
                 break
-        return max(sets, key=self._merit)
+        return max(sets, key=self._lead)
+
+    def _lead(self, changes: Changes) -> float:
+        """How far a set is ahead of the unaltered training where both were trained last."""
+        base, arm = self.first.arm(), self.first.arm(changes)
+        step = common_mark(self.first, base, arm)
+        return self.first.outcome(arm, step) - self.first.outcome(base, step) if step else 0.0
 
     def _ill(self, changes: Changes) -> bool:
         course = self.first.arm(changes).course
@@ -368,7 +375,7 @@ def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say
     """
     steps = max(arms.marks)
     pairs: list[tuple[int, float, float]] = []
-    proof = _pair_of_the_search(arms, changes, steps)
+    proof = _pair_of_the_search(arms, changes)
     for number in range(MOST_PAIRS):
         say("proof", number / MOST_PAIRS)
         fresh = arms.under(seed + _FRESH + number)
@@ -385,12 +392,18 @@ def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say
     return proof
 
 
-def _pair_of_the_search(arms: Arms, changes: Changes, steps: int) -> PairedProof | None:
+def _pair_of_the_search(arms: Arms, changes: Changes) -> PairedProof | None:
     before, after = arms.arm(), arms.arm(changes)
-    if not (arms.reached(before, steps) and arms.reached(after, steps)):
+    step = common_mark(arms, before, after)
+    if not step:
         return None
-    results = arms.result(before, steps), arms.result(after, steps)
-    return PairedProof(arms.score.name, (results[0],), (results[1],), (arms.seed,), steps)
+    return PairedProof(arms.score.name, (arms.result(before, step),), (arms.result(after, step),), (arms.seed,), step)
+
+
+def common_mark(arms: Arms, first: Arm, second: Arm) -> int:
+    """The last step at which both arms were measured; 0 if there is none that tells anything."""
+    found = [mark for mark in arms.marks if arms.reached(first, mark) and arms.reached(second, mark)]
+    return max((mark for mark in found if mark >= min(_FEWEST_STEPS, max(arms.marks))), default=0)
 
 
 def _confirmed(proof: PairedProof) -> bool:
