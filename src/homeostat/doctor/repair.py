@@ -301,7 +301,9 @@ class _Search:
 
     def _worth(self, changes: Changes) -> float:
         """What a change must gain to be worth making: a point, or a twentieth of what was gained in all."""
-        return max(WORTH, _SHARE * (self._merit(changes) - self._merit(())))
+        prior = math.nan if self.chart.baselines is None else self.chart.baselines.prior
+        ground = max(self._merit(()), squeezed(prior)) if math.isfinite(prior) else self._merit(())
+        return max(WORTH, _SHARE * (self._merit(changes) - ground))
 
     def _proposed(self, certainties: set[str], codes: set[str] | None = None) -> list[Change]:
         """What suspects propose: first choices first."""
