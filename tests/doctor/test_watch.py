@@ -354,11 +354,12 @@ def test_parameters_without_a_gradient_are_found():
     assert sorted(remarks) == ["aside.weight", "unused.weight"]
 
 
+@pytest.mark.parametrize("every", [1, 1000])
 @pytest.mark.parametrize("norm", [False, True])
-def test_an_eval_that_was_forgotten_is_found(norm):
+def test_an_eval_that_was_forgotten_is_found(norm, every):
     model = classifier(dropout=0.5, norm=norm)
     optimizer = sgd(model)
-    with watch(model, optimizer, every=1) as w:
+    with watch(model, optimizer, every=every) as w:
         for count, batch in enumerate(batches()):
             optimizer.zero_grad()
             loss_of(model, batch).backward()

@@ -53,6 +53,8 @@ class Anatomy:
         self._find_parameters()
         self.moody = [module for module in model.modules() if depends_on_mode(module)]
         """Modules that compute something else in evaluation mode."""
+        self.matches = 0
+        """How often `match` found something new."""
         self._matched: tuple[int, ...] = ()
 
     def match(self, optimizers: Sequence[Optimizer]) -> None:
@@ -61,6 +63,7 @@ class Anatomy:
         if sizes == self._matched:
             return
         self._matched = sizes
+        self.matches += 1
         owners = {
             id(parameter): place
             for place, optimizer in enumerate(optimizers)

@@ -37,7 +37,7 @@ from homeostat.errors import HomeostatError, invalid_type
 _Found = TypeVar("_Found")
 
 _FACTS = 0.25  # of the time: data, loss, baselines
-_TRIAL = 0.6  # of what is left after them: the trial; the rest is for interventions
+_TRIAL = 0.7  # of what is left after them: the trial; the rest is for interventions
 _PROBED = 128  # examples: of fewer, whether a unit is dead cannot be told
 _TARGETS = 65_536  # targets from which a task is inferred
 

@@ -27,6 +27,7 @@ HALVED = 0.5
 """In a training that is not ill, a change convicts if it at least halves the error, where that is beyond chance."""
 
 _PART = 0.25  # of a common gain: a change without which less is lost is not needed for it
+_LONG = 1.5  # times the unaltered training: such arms are left out where time is short
 _FEWEST_STEPS = 30  # of an arm: less shows nothing but the first gradient
 
 Say = Callable[[str, float], None]
@@ -175,6 +176,8 @@ def _race(arms: Arms, field: list[Arm], base: Arm, steps: int, deadline: Deadlin
     if base_course is None or not running or steps < 1:
         return reached
     pace = base_course.seconds / max(1, base_course.steps)
+    if sum(arm.stretch for arm in running) * steps * pace > deadline.left:  # many epochs would take all the time
+        running = [arm for arm in running if arm.stretch <= _LONG] or running
     horizons = [mark for mark in arms.marks if min(_FEWEST_STEPS, steps) <= mark <= steps] or [steps]
     done = 0
     while running and not deadline.passed:

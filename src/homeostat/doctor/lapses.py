@@ -1,6 +1,7 @@
 """Lapses of a training loop that a watched run gives away: gradients not reset, parameters left out, evaluation mode.
 
-Each is a listener to a `Recorder` and looks at watched steps only. Not random.
+Each is a listener to a `Recorder`. Modes are seen at every step, the others at watched steps and those behind them. Not
+random.
 """
 
 from __future__ import annotations
@@ -24,12 +25,10 @@ from homeostat.kernels.operator import is_eager
 FEWEST = 3
 """Steps that must show a lapse. One may be meant so; a lapse is in every step."""
 
-FEWEST_WITHOUT_GRADIENT = 5
-"""Watched steps without a gradient before a parameter counts as disconnected: heads may be trained in turn."""
-
 _CUT = "nothing before them gets one either, so something between them and the loss cuts the gradient off"
 _ASIDE = "layers before them do, so their output does not reach the loss"
 _UNUSED = "their layers were not called"
+_UNSEEN = "whether they are used is not seen"
 
 _PROBES = 3  # parameters per optimizer whose gradients are followed
 _SELDOM = 8  # where the first comparisons found nothing, one watched step in so many is compared
@@ -171,14 +170,14 @@ class Coverage(Listener):
         self._pushed: dict[int, int] = {}  # in how many steps its gradient was not 0
         self._first: dict[int, NDArray[np.float64]] = {}
         self._changed: set[int] = set()
-        self._called: set[int] = set()
         self._order: list[int] = []
-        self._names: tuple[str, ...] = ()
+        self._seen: set[int] = set()
 
     def finished(self, recorder: Recorder, step: int) -> None:
         self.steps += 1
         self._everything = tuple(recorder.anatomy.parameters)
-        self._order, self._names = recorder.outputs.order, recorder.anatomy.names
+        self._order = recorder.outputs.order
+        self._seen = {recorder.anatomy.index[module] for module in recorder.anatomy.hooked}
         norms = recorder.steps.gradient_norms
         for place, held in enumerate(self._everything):
             if not np.isnan(norms[place]):
@@ -216,8 +215,6 @@ class Coverage(Listener):
         yield from self._disconnected()
 
     def _disconnected(self) -> Iterator[Finding]:
-        if self.steps < FEWEST_WITHOUT_GRADIENT:
-            return
         without = [
             (place, held)
             for place, held in enumerate(self._everything)
@@ -239,6 +236,8 @@ class Coverage(Listener):
 
     def _fate(self, layer: int, alive: set[int]) -> str:
         """Why a layer has no gradient, as far as the order of calls tells."""
+        if layer not in self._seen:
+            return _UNSEEN
         if layer not in self._order:
             return _UNUSED
         earlier = self._order[: self._order.index(layer)]
@@ -249,46 +248,47 @@ class Modes(Listener):
     """Whether steps are taken while the model is in evaluation mode."""
 
     def __init__(self) -> None:
-        self.run = 0
-        """How many watched steps without a break were in evaluation mode, up to the last."""
-        self.longest: tuple[int, int, int] = (0, 0, 0)
-        """The longest such run: watched steps, first and last step."""
         self.trained = False
-        """Whether any watched step was in training mode."""
+        """Whether a watched step saw a layer in training mode."""
+        self._since: int | None = None
+        self._longest = (0, 0)
         self._moody: tuple[list[str], list[str]] = ([], [])
-        self._start = 0
-        self._evaluating = False
+        self._doubtful = False
 
-    def before(self, recorder: Recorder, optimizer: int) -> None:
-        if not recorder.watching:
-            return
-        anatomy = recorder.anatomy
-        modes = [module.training for module in anatomy.moody]
-        self._evaluating = (
-            bool(modes) and not any(modes) and not anatomy.model.training and max(recorder.outputs.modes, default=0) < 2
-        )
+    def mode_changed(self, recorder: Recorder, training: bool) -> None:
+        self._end(recorder.step)
+        moody = recorder.anatomy.moody
+        if not training and moody and not any(module.training for module in moody):
+            self._since = recorder.step
+            self._moody = _kinds(moody)
 
     def finished(self, recorder: Recorder, step: int) -> None:
-        if not self._evaluating:
-            self.run, self.trained = 0, True
-            return
-        if not self.run:
-            self._start = step
-        self.run += 1
-        self.longest = max(self.longest, (self.run, self._start, step), key=lambda run: run[0])
-        self._moody = _kinds(recorder.anatomy.moody)
+        in_training = max(recorder.outputs.modes, default=0) == 2
+        self.trained = self.trained or in_training
+        if self._since is not None and in_training:
+            self._doubtful = True  # the mode was changed between forward and step: not forgotten, but meant
 
-    def findings(self) -> Iterator[Finding]:
-        count, first, last = self.longest
-        if count < FEWEST:
+    def findings(self, steps: int) -> Iterator[Finding]:
+        """What was found up to so many steps."""
+        first, last = self._longest if self._since is None else max(self._longest, (self._since, steps), key=_length)
+        if last - first < FEWEST or self._doubtful:
             return
         drops, norms = self._moody
         effects = [f"dropout drops nothing ({named(drops)})"] if drops else []
         effects += [f"batch normalization uses and keeps old statistics ({named(norms)})"] if norms else []
-        message = f"The model is in evaluation mode while it is trained (steps {first} to {last}, {count} of them "
-        evidence = {"first_step": first, "last_step": last, "watched_steps": count, "trained_before": self.trained}
+        message = f"The model is in evaluation mode while it is trained, at {last - first} steps from step {first} on"
+        evidence = {"first_step": first, "last_step": last - 1, "steps": last - first, "trained_before": self.trained}
         causes = ("eval_mode_while_training", *(("batchnorm_running_stats_not_updated",) if norms else ()))
-        yield notice("NRM010", f"{message}watched): {'; '.join(effects)}.", evidence=evidence, causes=causes)
+        yield notice("NRM010", f"{message}: {'; '.join(effects)}.", evidence=evidence, causes=causes)
+
+    def _end(self, step: int) -> None:
+        if self._since is not None:
+            self._longest = max(self._longest, (self._since, step), key=_length)
+            self._since = None
+
+
+def _length(run: tuple[int, int]) -> int:
+    return run[1] - run[0]
 
 
 def _kinds(modules: Sequence[Any]) -> tuple[list[str], list[str]]:

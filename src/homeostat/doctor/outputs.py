@@ -54,6 +54,7 @@ class Outputs:
         self._index = anatomy.index
         self._unit_dims = [_unit_dim(module, role) for module, role in zip(anatomy.index, anatomy.roles, strict=True)]
         self._tails = [_tails(module) for module in anatomy.index]
+        self._averages = [isinstance(getattr(module, "running_mean", None), Tensor) for module in anatomy.index]
         self._known = [False] * len(anatomy.roles)
         self.reset()
 
@@ -76,26 +77,27 @@ class Outputs:
     def take(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Look at what a layer put out."""
         layer = self._index.get(module)
-        if layer is None or self.modes[layer] > module.training:
+        training = module.training
+        if layer is None or self.modes[layer] > training:
             return
         tensor = _values_of(output)
         if tensor is None:
             return
-        self.modes[layer] = 1 + module.training
+        self.modes[layer] = 1 + training
         if not self._known[layer]:
             self._known[layer] = True
             self.order.append(layer)
         dim = self._unit_dims[layer] or self._current_dim
         self._current_dim = dim
-        if isinstance(getattr(module, "running_mean", None), Tensor) and module.training and args:
+        if self._averages[layer] and training and args:
             self._drift(layer, module, args[0])
         center, bound = self._tails[layer]
         kept = dim % tensor.dim() if tensor.dim() > 1 else None
-        found = moments_of(tensor, kept, math.inf if center else bound, None)
+        found = moments_of.compute(tensor, kept, math.inf if center else bound, None)  # known to be eager
         self._sets[layer] = found
         self._previous = (weakref.ref(output), output._version, found) if isinstance(output, Tensor) else None
         if center:
-            self._tail_sets[layer] = moments_of(tensor - center, None, bound, None)
+            self._tail_sets[layer] = moments_of.compute(tensor - center, None, bound, None)
 
     def _drift(self, layer: int, module: Any, input: Any) -> None:
         """How far running statistics are from those of this batch; a channel's unit is its running deviation."""
@@ -164,7 +166,7 @@ def _values_of(output: Any) -> Tensor | None:
         output = next(iter(tensors_in(output)), None)
     if output is None or not output.is_floating_point() or not output.numel() or not is_eager(output):
         return None
-    return output.detach() if output.layout == torch.strided and not output.is_meta else None
+    return output.detach().resolve_neg() if output.layout == torch.strided and not output.is_meta else None
 
 
 def _unit_dim(module: nn.Module, role: str) -> int:

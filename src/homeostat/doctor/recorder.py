@@ -46,6 +46,9 @@ class Listener:
     def after(self, recorder: Recorder, optimizer: int) -> None:
         """An optimizer has stepped."""
 
+    def mode_changed(self, recorder: Recorder, training: bool) -> None:
+        """The step under way, watched or not, is taken in another mode than those before; the first is training."""
+
     def finished(self, recorder: Recorder, step: int) -> None:
         """A watched step is over and in the table."""
 
@@ -94,6 +97,7 @@ class Recorder:
         self._last = len(self.optimizers) - 1
         self._armed = [False] * len(self.optimizers)
         self._sentinels: list[NDArray] = []
+        self._model, self._training = anatomy.model, True
         self._losses: list[Tensor | float] = []
         self._own = 0.0
 
@@ -165,6 +169,10 @@ class Recorder:
             if self._counts[place] <= self._counts[self._last] + _LAG:
                 return
             self._last = place  # the one that used to end the steps no longer steps
+        if self._model.training is not self._training:
+            self._training = self._model.training
+            for listener in self._listeners:
+                listener.mode_changed(self, self._training)
         step, self.step = self.step, self.step + 1
         broken = not all(math.isfinite(values.item(0)) for values in self._sentinels)
         due = broken or self.cadence.due(self.step)

@@ -1,13 +1,15 @@
 """What a step of the optimizer does to the weights: gradients before it, weights before and after it.
 
 Norms of gradients and weights are exact. What needs a copy of the weights, update and rotation, is taken from evenly
-spaced values of large parameters, so that a copy is small; the relative error is below 1 %. Not random.
+spaced values of large parameters, so that a copy is small; the relative error is below 1 %. The copies of all weights
+with one dtype and device lie in one tensor, since on small networks the number of operations is what costs. Not random.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +28,19 @@ _RATIO = STATISTICS.index("gradient_ratio")
 _HALF = (torch.float16, torch.bfloat16)
 
 
+@dataclass
+class _Copy:
+    """The weights that an optimizer is about to change, of one dtype and device."""
+
+    places: tuple[int, ...]
+    """Of the parameters, in the anatomy."""
+    sizes: list[int]
+    values: Tensor
+    """Samples of them one behind the other, shape (sum of sizes,)."""
+    change: Tensor | None = None
+    """What the step has added to them."""
+
+
 class Steps:
     """Measures around the steps of optimizers; `write` turns that into a row of vitals and `reset` forgets it."""
 
@@ -36,33 +51,32 @@ class Steps:
         self._heavy = np.array([held.heavy for held in self._all], dtype=bool)
         sizes = np.array([held.parameter.numel() * held.heavy for held in self._all], dtype=np.float64)
         self._weights = np.bincount(self._layers, sizes, minlength=len(anatomy.names))
-        self._last: dict[int, Tensor] = {}
+        self._last: dict[tuple[int, ...], Tensor] = {}
         self._last_norms = self._nothing()
+        self._matched = -1
         self.reset()
         self.gradient_norms = self._nothing()
         """Of the step last written, for each parameter of the anatomy; NaN where there was no gradient."""
 
     def reset(self) -> None:
         """Forget the step under way, but not the weights of the last one."""
-        self._found: dict[str, list[tuple[list[int], Tensor, float]]] = {
-            name: [] for name in ("gradient", "weight", "sample", "update", "rotation")
-        }
-        self._before: dict[int, dict[int, Tensor]] = {}
-        self._taken: dict[int, Tensor] = {}
+        self._norms: list[tuple[str, Sequence[int], Sequence[Tensor], float]] = []
+        self._copies: dict[int, list[_Copy]] = {}
 
     def forget(self) -> None:
         """Forget the weights of the last step too."""
         self.reset()
         self._last = {}
+        self._last_norms = self._nothing()
 
     @torch.no_grad()
     def gradients(self, place: int | None, scale: float = 1.0) -> None:
         """Take the gradients of the parameters that an optimizer holds, or with None of those that none holds."""
-        owner = -1 if place is None else place
+        self._match()
         places, gradients = [], []
-        for index, held in enumerate(self._all):
-            gradient = held.parameter.grad
-            if held.optimizer == owner and gradient is not None:
+        for index in self._held.get(-1 if place is None else place, ()):
+            gradient = self._all[index].parameter.grad
+            if gradient is not None:
                 if gradient.layout == torch.sparse_coo:
                     gradient = gradient.coalesce().values()
                 if is_plain(gradient):
@@ -73,28 +87,24 @@ class Steps:
     @torch.no_grad()
     def before(self, place: int) -> None:
         """Take the weights of an optimizer that is about to step."""
-        samples: dict[int, Tensor] = {}
-        large: list[int] = []
-        for index, held in enumerate(self._all):
-            parameter = held.parameter
-            if held.optimizer == place and parameter.requires_grad and is_plain(parameter) and parameter.numel():
-                samples[index] = _sample(parameter).clone()
-                if parameter.numel() > SAMPLE:
-                    large.append(index)
-        self._before[place] = samples
-        self._taken.update(samples)
-        self._note("sample", list(samples), list(samples.values()))
-        self._note("weight", large, [self._all[index].parameter for index in large])
-        turned = [index for index in samples if index in self._last and _alike(samples[index], self._last[index])]
-        self._note("rotation", turned, _differences([samples[i] for i in turned], [self._last[i] for i in turned]))
+        self._match()
+        self._copies[place] = []
+        for group in self._groups.get(place, ()):
+            places = tuple(index for index in group if self._all[index].parameter.requires_grad)
+            if places:
+                samples = [_sample(self._all[index].parameter) for index in places]
+                sizes = [sample.numel() for sample in samples]
+                self._copies[place].append(_Copy(places, sizes, _joined(samples)))
+                large = [index for index in places if self._all[index].parameter.numel() > SAMPLE]
+                self._note("weight", large, [self._all[index].parameter for index in large])
 
     @torch.no_grad()
     def after(self, place: int) -> None:
         """Take them again when it has."""
-        old = self._before.pop(place, {})
-        now = {index: _sample(self._all[index].parameter) for index in old}
-        same = [index for index in old if _alike(now[index], old[index])]
-        self._note("update", same, _differences([now[i] for i in same], [old[i] for i in same]))
+        for copy in self._copies.get(place, ()):
+            now = _joined([_sample(self._all[index].parameter) for index in copy.places])
+            if now.shape == copy.values.shape:
+                copy.change = now - copy.values
 
     def write(self, row: NDArray[np.float64], order: Sequence[int]) -> None:
         """Fill in what was taken, shape (layers + 1, statistics).
@@ -102,42 +112,76 @@ class Steps:
         Args:
             order: the layers in the order of their first call.
         """
-        found = {name: self._gathered(name) for name in self._found}
+        self._match()
+        for copy in (copy for copies in self._copies.values() for copy in copies):
+            self._compare(copy)
+        found = self._gathered()
         self.gradient_norms = gradients = found["gradient"]
-        norms = np.where(np.isnan(found["weight"]), found["sample"], found["weight"])
-        turned = np.where(np.isnan(found["rotation"]), np.nan, found["sample"])
-        old = np.where(np.isnan(found["rotation"]), np.nan, self._last_norms)
-        light = [gradients]
-        heavy = [gradients, norms, found["sample"], found["update"], turned, old, found["rotation"]]
-        gradient, pull, weight, size, change, u, v, distance = self._by_layer(light, heavy)
+        samples, turning = found["sample"], np.isnan(found["rotation"])
+        exact = np.where(np.isnan(found["weight"]), samples, found["weight"])
+        now, old = np.where(turning, np.nan, samples), np.where(turning, np.nan, self._last_norms)
+        heavy = [gradients, exact, samples, found["update"], now, old, found["rotation"]]
+        gradient, pull, weight, size, change, u, v, distance = self._by_layer([gradients], heavy)
         row[:-1, _GRADIENT], row[:-1, _WEIGHT] = gradient, weight
         with np.errstate(all="ignore"):
             row[:-1, _UPDATE] = change / size
             row[-1, _UPDATE] = _joint(change) / _joint(size)
             chord = np.sqrt(np.maximum(np.square(distance) - np.square(u - v), 0) / (u * v))
             row[:-1, _ROTATION] = 2 * np.arcsin(np.minimum(chord / 2, 1))  # from lengths and distance: exact if small
-        held = np.array([held.optimizer >= 0 for held in self._all], dtype=bool)
-        row[-1, _GRADIENT] = _joint(gradients[held])
+        row[-1, _GRADIENT] = _joint(gradients[self._owned])
         row[-1, _RATIO] = self._ratio(pull, order)
-        self._last.update(self._taken)
-        self._last_norms = np.where(np.isnan(found["sample"]), self._last_norms, found["sample"])
+        self._last_norms = np.where(np.isnan(samples), self._last_norms, samples)
 
-    def _note(self, name: str, places: list[int], tensors: list[Tensor], scale: float = 1.0) -> None:
+    def _match(self) -> None:
+        """Sort the parameters by optimizer, and the weights among them by dtype and device, if that has changed."""
+        if self._matched == self._anatomy.matches:
+            return
+        self._matched = self._anatomy.matches
+        self._held: dict[int, list[int]] = {}
+        groups: dict[int, dict[tuple[torch.dtype, torch.device], list[int]]] = {}
+        for index, held in enumerate(self._all):
+            self._held.setdefault(held.optimizer, []).append(index)
+            parameter = held.parameter
+            if held.heavy and is_plain(parameter) and parameter.numel():
+                alike = groups.setdefault(held.optimizer, {}).setdefault((parameter.dtype, parameter.device), [])
+                alike.append(index)
+        self._groups = {place: list(alike.values()) for place, alike in groups.items()}
+        self._owned = np.array([held.optimizer >= 0 for held in self._all], dtype=bool)
+
+    @torch.no_grad()
+    def _compare(self, copy: _Copy) -> None:
+        """Lengths of weights, of their change by the step, and of their change since the last watched step."""
+        last = self._last.get(copy.places)
+        self._last[copy.places] = copy.values
+        self._note("sample", copy.places, copy.values.split(copy.sizes))
+        if copy.change is not None:
+            self._note("update", copy.places, copy.change.split(copy.sizes))
+        if last is not None and last.shape == copy.values.shape:
+            self._note("rotation", copy.places, (copy.values - last).split(copy.sizes))
+
+    def _note(self, name: str, places: Sequence[int], tensors: Sequence[Tensor], scale: float = 1.0) -> None:
         """Take the norms of tensors, in single precision or better."""
         if tensors:
             half = any(tensor.dtype in _HALF for tensor in tensors)
-            norms = list(torch._foreach_norm(tensors, 2, torch.float32 if half else None))
-            if len({norm.device for norm in norms}) > 1:
-                norms = [norm.cpu() for norm in norms]
-            self._found[name].append((places, torch.stack(norms), scale))
+            norms = torch._foreach_norm(list(tensors), 2, torch.float32 if half else None)
+            self._norms.append((name, places, norms, scale))
 
-    def _gathered(self, name: str) -> NDArray[np.float64]:
-        """The norms taken under a name, one for each parameter: NaN where there is none, inf for what is not finite."""
-        values = self._nothing()
-        for places, norms, scale in self._found[name]:
-            numbers = norms.cpu().double().numpy() / scale
-            values[places] = np.where(np.isfinite(numbers), numbers, np.inf)
-        return values
+    def _gathered(self) -> dict[str, NDArray[np.float64]]:
+        """The norms taken under each name, one for each parameter: NaN where there is none, inf for not finite."""
+        names = ("gradient", "weight", "sample", "update", "rotation")
+        found = np.full((len(names), len(self._all)), np.nan)
+        norms = [norm for _, _, norms, _ in self._norms for norm in norms]
+        if norms:
+            apart = len({norm.device for norm in norms}) > 1
+            numbers = torch.stack([norm.cpu() for norm in norms] if apart else norms).cpu().double().numpy()
+            start = 0
+            for name, places, taken, scale in self._norms:
+                found[names.index(name), list(places)] = numbers[start : start + len(taken)] / scale
+                start += len(taken)
+                numbers_lost = ~np.isfinite(numbers[start - len(taken) : start])
+                if numbers_lost.any():
+                    found[names.index(name), np.array(places)[numbers_lost]] = np.inf
+        return dict(zip(names, found, strict=True))
 
     def _nothing(self) -> NDArray[np.float64]:
         return np.full(len(self._all), np.nan)
@@ -181,20 +225,18 @@ def _joint(norms: NDArray[np.float64]) -> np.float64:
 
 
 def _sample(parameter: Tensor) -> Tensor:
-    """Evenly spaced values of a parameter, in single precision or better; a view of it if that is all of them."""
-    values = parameter.detach()
-    size = values.numel()
-    if size > SAMPLE:
-        stride = -(-size // SAMPLE)
-        while math.gcd(stride, size) > 1:  # so that not all of them lie in the same columns
-            stride += 1
-        values = values.reshape(-1)[::stride]
+    """Evenly spaced values of a parameter as a vector; all of them if they are few."""
+    values = parameter.detach().reshape(-1)
+    size = len(values)
+    if size <= SAMPLE:
+        return values
+    stride = -(-size // SAMPLE)
+    while math.gcd(stride, size) > 1:  # so that not all of them lie in the same columns
+        stride += 1
+    return values[::stride]
+
+
+def _joined(samples: list[Tensor]) -> Tensor:
+    """Copies one behind the other, in single precision or better."""
+    values = torch.cat(samples)
     return values.float() if values.dtype in _HALF else values
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-
-
-def _differences(ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_sub(ones, others)) if ones else []

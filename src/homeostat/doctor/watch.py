@@ -117,7 +117,7 @@ class Watch:
             *self._finite.findings(),
             *self._stale.findings(),
             *self._coverage.findings(),
-            *self._modes.findings(),
+            *self._modes.findings(self.steps),
             *self._dead.findings(),
             *gradient_findings(self.vitals),
         ]
