@@ -32,7 +32,7 @@ from homeostat.training.models import cnn, mlp
 BATCH_SIZE, CLASSES = 64, 10
 STEPS = {"cnn": 100, "mlp": 2000}
 """Of a training: about half a second."""
-PIECES = 20
+PIECES = 5
 DENSE_STEPS = {"cnn": 10, "mlp": 50}
 """Of a block in which every step is watched."""
 BARS = {"cnn": 0.05, "mlp": 0.10}

@@ -104,7 +104,8 @@ class Recorder:
     def start(self) -> None:
         """Attach the hooks on optimizers, and watch if it is time."""
         self.anatomy.match(self.optimizers)
-        self.outputs.warm_up(self.anatomy.parameters[0].parameter if self.anatomy.parameters else None)
+        if not self.step:
+            self.outputs.warm_up(self.anatomy.parameters[0].parameter if self.anatomy.parameters else None)
         for place, optimizer in enumerate(self.optimizers):
             self._handles.append(optimizer.register_step_pre_hook(partial(self._before, place)))
             self._handles.append(optimizer.register_step_post_hook(partial(self._after, place)))
