@@ -22,7 +22,7 @@ from homeostat.doctor.score import Score
 from homeostat.doctor.training import Training
 
 TEN = Score("multiclass", 10)
-LONG = Deadline(60)
+LONG = Deadline()
 
 
 def examples(x, y=None):

@@ -1,6 +1,6 @@
 """How kernels are tested: small tensors use several threads too, and Triton runs without a GPU.
 
-Triton's kernels run on a GPU where there is one, else in Triton's interpreter, which must be asked for first.
+Triton's kernels run on a GPU where there is one, else in Triton's interpreter, which tests/conftest.py asks for.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import pytest
 import torch
 
 from homeostat.kernels import launch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 
 @pytest.fixture(autouse=True)
