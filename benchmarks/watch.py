@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
 from homeostat import environment, seeds
-from homeostat.doctor.cadence import AFTERMATH, Cadence
-from homeostat.doctor.watch import Watch
+from homeostat.doctor.watching.cadence import AFTERMATH, Cadence
+from homeostat.doctor.watching.watch import Watch
 from homeostat.training.models import cnn, mlp
 
 BATCH_SIZE, CLASSES = 64, 10

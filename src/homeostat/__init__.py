@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from homeostat.doctor.repair import Repair as Repair
     from homeostat.doctor.repair import repair as repair
     from homeostat.doctor.training import Training as Training
-    from homeostat.doctor.watch import watch as watch
+    from homeostat.doctor.watching.watch import watch as watch
     from homeostat.errors import HomeostatError as HomeostatError
     from homeostat.errors import NoEffectWarning as NoEffectWarning
     from homeostat.kernels.moments import moments as moments
@@ -104,7 +104,7 @@ _HOMES = {
     "repair": "homeostat.doctor.repair",
     "update_statistics_": "homeostat.parts.population",
     "use": "homeostat.parts.use",
-    "watch": "homeostat.doctor.watch",
+    "watch": "homeostat.doctor.watching.watch",
 }
 _ROOMS = {
     "activation": "homeostat.parts.activation",

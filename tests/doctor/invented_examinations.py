@@ -20,7 +20,7 @@ from homeostat.doctor.repair import Applied, PairedProof, Repair
 from homeostat.doctor.rule import Rule
 from homeostat.doctor.score import Score
 from homeostat.doctor.training import Training
-from homeostat.doctor.vitals import Vitals
+from homeostat.doctor.watching.vitals import Vitals
 
 HOSTILE = '</style><script>alert("x")</script><b onclick=x>&amp; "q" \' $\\alpha$'
 KINDS = ("ill", "healthy", "diverged", "unwatched", "empty", "hostile", "deep")

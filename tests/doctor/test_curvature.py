@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from homeostat import nn as fast
-from homeostat.doctor.curvature import curvature
-from homeostat.doctor.lanczos import lanczos, power_iteration
-from homeostat.doctor.stability import stability_of
-from homeostat.doctor.surface import MULTIPLES
+from homeostat.doctor.curvature.lanczos import lanczos, power_iteration
+from homeostat.doctor.curvature.sharpness import curvature
+from homeostat.doctor.curvature.stability import stability_of
+from homeostat.doctor.curvature.surface import MULTIPLES
 from homeostat.doctor.training import Training
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.doctor.cadence import AFTERMATH, Cadence
-from homeostat.doctor.vitals import MEANINGS, STATISTICS, WHOLE, Vitals
-from homeostat.doctor.watch import watch
+from homeostat.doctor.watching.cadence import AFTERMATH, Cadence
+from homeostat.doctor.watching.vitals import MEANINGS, STATISTICS, WHOLE, Vitals
+from homeostat.doctor.watching.watch import watch
 from homeostat.errors import InvalidValue
 
 

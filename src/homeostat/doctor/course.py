@@ -25,7 +25,7 @@ from homeostat.doctor.score import Score
 from homeostat.doctor.training import Training
 
 if TYPE_CHECKING:
-    from homeostat.doctor.vitals import Vitals
+    from homeostat.doctor.watching.vitals import Vitals
 
 _CHUNK = 1024  # examples evaluated at once
 _MOST = 2000  # validation examples that are measured at the end: a standard error of at most 0.011

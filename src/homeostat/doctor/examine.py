@@ -31,7 +31,7 @@ from homeostat.doctor.rule import Rule
 from homeostat.doctor.rules import RULES
 from homeostat.doctor.score import Score, score_of
 from homeostat.doctor.training import Training
-from homeostat.doctor.watch import watch
+from homeostat.doctor.watching.watch import watch
 from homeostat.errors import HomeostatError, invalid_type
 
 _Found = TypeVar("_Found")

@@ -18,7 +18,7 @@ from homeostat import seeds
 from homeostat.doctor.changes.optimizer import ScaleLearningRate, settings_of, shown
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
-from homeostat.doctor.curvature import curvature
+from homeostat.doctor.curvature.sharpness import curvature
 from homeostat.doctor.network.step import StepFacts, displacement, goes_up, step_facts
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.doctor.trend import Trend, known, trend_of

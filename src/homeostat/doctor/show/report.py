@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from homeostat.doctor.course import Course
     from homeostat.doctor.examine import Examination
     from homeostat.doctor.repair import PairedProof, Repair
-    from homeostat.doctor.vitals import Vitals
+    from homeostat.doctor.watching.vitals import Vitals
 
 FILE_NAME = "report.html"
 VITALS = {"std": "Activation deviation", "dead": "Dead units", "gradient": "Gradient norm", "update": "Update / weight"}

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from homeostat.doctor.alarms import DeadUnits, NonFinite, gradient_findings
-from homeostat.doctor.anatomy import Anatomy
-from homeostat.doctor.cadence import Cadence
 from homeostat.doctor.finding import Finding, Severity
-from homeostat.doctor.lapses import Coverage, Modes, StaleGradients
-from homeostat.doctor.recorder import Recorder
-from homeostat.doctor.vitals import WHOLE, Vitals
+from homeostat.doctor.watching.alarms import DeadUnits, NonFinite, gradient_findings
+from homeostat.doctor.watching.anatomy import Anatomy
+from homeostat.doctor.watching.cadence import Cadence
+from homeostat.doctor.watching.lapses import Coverage, Modes, StaleGradients
+from homeostat.doctor.watching.recorder import Recorder
+from homeostat.doctor.watching.vitals import WHOLE, Vitals
 from homeostat.errors import HomeostatError, invalid, invalid_type
 
 _SHOWN = ("mean", "std", "dead", "saturated", "gradient", "update", "weight", "rotation")

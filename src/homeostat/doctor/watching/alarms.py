@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from homeostat.doctor.finding import SEVERITIES, Finding, Severity
-from homeostat.doctor.notices import listed, named, notice
-from homeostat.doctor.recorder import Listener, Recorder
-from homeostat.doctor.vitals import STATISTICS, WHOLE, Vitals
+from homeostat.doctor.watching.notices import listed, named, notice
+from homeostat.doctor.watching.recorder import Listener, Recorder
+from homeostat.doctor.watching.vitals import STATISTICS, WHOLE, Vitals
 
 FEWEST_STEPS = 5
 """Watched steps that must agree. Zero-initialized layers pass no gradient at the first."""

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from homeostat import seeds
+from homeostat.doctor.curvature.lanczos import lanczos
+from homeostat.doctor.curvature.stability import Stability, stability_of
+from homeostat.doctor.curvature.surface import Method, Surface
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.lanczos import lanczos
-from homeostat.doctor.stability import Stability, stability_of
-from homeostat.doctor.surface import Method, Surface
 from homeostat.doctor.training import Training
 from homeostat.errors import HomeostatError, invalid, invalid_type, unknown
 from homeostat.parts.modes import device_of

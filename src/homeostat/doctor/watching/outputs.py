@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from homeostat.doctor.anatomy import Anatomy
-from homeostat.doctor.vitals import STATISTICS
+from homeostat.doctor.watching.anatomy import Anatomy
+from homeostat.doctor.watching.vitals import STATISTICS
 from homeostat.kernels.moments import moments_of
 from homeostat.kernels.operator import is_eager
 from homeostat.parts.layers import RECTIFIERS, tensors_in

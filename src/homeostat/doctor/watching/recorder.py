@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from homeostat.doctor.anatomy import Anatomy
-from homeostat.doctor.cadence import Cadence
-from homeostat.doctor.outputs import Outputs
-from homeostat.doctor.steps import Steps
-from homeostat.doctor.vitals import STATISTICS, Vitals
+from homeostat.doctor.watching.anatomy import Anatomy
+from homeostat.doctor.watching.cadence import Cadence
+from homeostat.doctor.watching.outputs import Outputs
+from homeostat.doctor.watching.steps import Steps
+from homeostat.doctor.watching.vitals import STATISTICS, Vitals
 from homeostat.kernels.operator import is_eager
 
 _LAG = 3

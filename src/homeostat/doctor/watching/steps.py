@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from homeostat.doctor.anatomy import Anatomy, is_plain
-from homeostat.doctor.vitals import STATISTICS
+from homeostat.doctor.watching.anatomy import Anatomy, is_plain
+from homeostat.doctor.watching.vitals import STATISTICS
 
 SAMPLE = 1 << 14
 """Values of a parameter that are copied: 1 / sqrt(2 n) = 0.6 % relative error of a norm."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from homeostat.doctor.anatomy import Held, is_plain
 from homeostat.doctor.finding import Finding
-from homeostat.doctor.notices import listed, named, notice
-from homeostat.doctor.recorder import Listener, Recorder
+from homeostat.doctor.watching.anatomy import Held, is_plain
+from homeostat.doctor.watching.notices import listed, named, notice
+from homeostat.doctor.watching.recorder import Listener, Recorder
 from homeostat.kernels.operator import is_eager
 
 FEWEST = 3

@@ -1,0 +1,1 @@
+"""The sharpness of the loss, and what the optimizer stands of it."""
