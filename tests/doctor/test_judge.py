@@ -87,7 +87,7 @@ def suspect(certainty, *changes, severity="warning"):
 
 
 def test_the_ill_training_is_ill_and_the_healthy_one_is_not():
-    assert "all of its training; nearest neighbors has 0.8" in chart_of(1e-5)[0].ill
+    assert "It ends below nearest neighbors" in chart_of(1e-5)[0].ill
     assert chart_of(0.1)[0].ill == ""
 
 

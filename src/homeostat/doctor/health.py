@@ -50,15 +50,16 @@ def illness(course: Course, baselines: Baselines | None, score: Score, examples:
         return _stuck(course)
     margin = max(MARGIN, ERRORS * baselines.error(baselines.best))
     what = f"{score.name} {course.score:.3g} after {course.steps} steps"
+    whole = f"{what}, all of its training, against"
     signal = baselines.best > baselines.prior + margin
     if course.finished and signal and course.score < baselines.best - margin and found < baselines.best - margin:
-        return f"{what}, all of its training; {baselines.best_name} has {baselines.best:.3g}."
+        return f"It ends below {baselines.best_name}: {whole} {baselines.best:.3g}."
     if course.finished and course.score < baselines.prior - margin and found < baselines.prior - margin:
-        return f"{what}, all of its training; a constant answer has {baselines.prior:.3g}."
+        return f"It ends below a constant answer: {whole} {baselines.prior:.3g}."
     passed = course.marks[-1].epoch >= _PART_OF_A_PASS and course.steps >= MANY_STEPS
     if signal and passed and max(course.score, course.train_score) <= baselines.prior + _NEAR_PRIOR:
-        constant = f"no better than a constant answer ({baselines.prior:.3g})"
-        return f"{what}, {constant}; {baselines.best_name} has {baselines.best:.3g}."
+        best = f"{baselines.best:.3g} for {baselines.best_name}"
+        return f"It has not learned: {what}, against {baselines.prior:.3g} for a constant answer and {best}."
     return _stuck(course)
 
 
@@ -83,5 +84,5 @@ def _stuck(course: Course) -> str:
     start = course.marks[0].train_loss
     if last >= _LEARNED * first and last >= _LEARNED * start > 0:
         passes = f"{course.marks[-1].epoch:.0f} passes"
-        return f"After {passes} the loss on the training data is {last:.4g}; it began with {start:.4g}."
+        return f"The loss has not fallen in {passes}: it began with {start:.4g} and is {last:.4g}."
     return ""

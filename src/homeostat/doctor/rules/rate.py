@@ -111,7 +111,7 @@ class LearningRateTooHigh(Rule):
         causes += ["loss_diverging"] if chart.course.diverged is not None or trend.progress < -RISEN else []
         causes += ["oscillating_loss"] if trend.swing > SWING else []
         yield Suspect(
-            f"{'; '.join([*strong, *weak])}: the learning rate {shown(rates)} is too high.".capitalize(),
+            f"The learning rate {shown(rates)} is too high: {'; '.join([*strong, *weak])}.",
             "Divide the learning rate by 10, then tune it between; or warm it up.",
             "likely" if strong else "possible",
             evidence=known(curvature_over_limit=sharpness, **evidence_of(chart, trend, facts)),
@@ -159,7 +159,7 @@ class LearningRateTooLow(Rule):
             return
         causes = ("lr_too_low", "loss_not_decreasing") if stuck else ("lr_too_low",)
         yield Suspect(
-            f"{', and '.join(said)}: the learning rate {shown(rates)} is too low.".capitalize(),
+            f"The learning rate {shown(rates)} is too low: {', and '.join(said)}.",
             "Multiply the learning rate by 10, and again, until the loss no longer falls faster.",
             "likely" if moved < HARDLY_MOVED and falls(trend, SLIGHTLY) else "possible",
             evidence=known(moved=moved, **evidence_of(chart, trend, facts)),
