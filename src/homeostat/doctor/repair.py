@@ -18,12 +18,14 @@ from homeostat.doctor.examine import Examination, examine
 from homeostat.doctor.health import MARGIN, illness
 from homeostat.doctor.judge import Charge, Say
 from homeostat.doctor.prescriptions import bundles, prescriptions
+from homeostat.doctor.rules.generalization import BelowBaseline
 from homeostat.doctor.training import Training
 from homeostat.errors import invalid_type
 from homeostat.inference import Interval, mean_interval
 
-PAIRS, MOST_PAIRS = 3, 8
-"""Pairs of trainings behind a proof, where time allows; more than the first number if the interval holds zero."""
+PAIRS, FEWEST_PAIRS = 5, 3
+"""Pairs of trainings behind a proof, where time allows, and behind an interval at least. What they show does not decide
+how many are run: an interval that is looked at after every pair until it lies above zero would not be one of 95 %."""
 
 SEARCH_SEEDS = 3
 """Seeds by which a set of changes is judged, where a training takes little time."""
@@ -371,15 +373,15 @@ class _Search:
 
 
 def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say) -> PairedProof | None:
-    """Pairs under seeds that the search has not seen, as many as there is time for, until the gain is beyond doubt.
+    """Pairs under seeds that the search has not seen, as many as there is time for.
 
     Where there is time for none, the pair by which the changes were found is all there is.
     """
     steps = max(arms.marks)
     pairs: list[tuple[int, float, float]] = []
     proof = _pair_of_the_search(arms, changes)
-    for number in range(MOST_PAIRS):
-        say("proof", number / MOST_PAIRS)
+    for number in range(PAIRS):
+        say("proof", number / PAIRS)
         fresh = arms.under(seed + _FRESH + number)
         before, after = fresh.arm(), fresh.arm(changes)
         for one in (before, after):
@@ -389,8 +391,6 @@ def _prove(arms: Arms, changes: Changes, seed: int, deadline: Deadline, say: Say
         pairs.append((fresh.seed, fresh.result(before, steps), fresh.result(after, steps)))
         seeds, befores, afters = (tuple(column) for column in zip(*pairs, strict=True))
         proof = PairedProof(arms.score.name, befores, afters, seeds, steps)
-        if len(pairs) >= PAIRS and proof.gain.low > 0:
-            break
     return proof
 
 
@@ -410,7 +410,7 @@ def common_mark(arms: Arms, first: Arm, second: Arm) -> int:
 
 def _confirmed(proof: PairedProof) -> bool:
     """Whether the gain's interval lies above zero; two pairs, where there was time for no more, must both gain much."""
-    if len(proof.seeds) < PAIRS:
+    if len(proof.seeds) < FEWEST_PAIRS:
         return all(gain >= MARGIN for gain in proof.gains)
     return proof.gain.low > 0
 
@@ -427,7 +427,7 @@ def _applied(change: Change, reasons: dict[Change, Charge]) -> Applied:
 
 
 def _advice(examination: Examination, changes: Sequence[Applied]) -> tuple[str, ...]:
-    """The remedies of findings that no change took care of."""
-    done = {change.code for change in changes}
+    """The remedies of findings that no change took care of; that it was ill is no advice once it is repaired."""
+    done = {change.code for change in changes} | ({BelowBaseline.code} if changes else set())
     found = [f for f in examination.findings if f.severity != "info" and f.code not in done and f.remedy]
     return tuple(dict.fromkeys(f"{finding.code}: {finding.remedy}" for finding in found))
