@@ -12,7 +12,7 @@ from homeostat.doctor.course import Course, evaluating
 from homeostat.doctor.loss.metamorphic import examine_loss
 from homeostat.doctor.network.structure import read
 from homeostat.doctor.rule import Rule
-from homeostat.doctor.rules import loss, loss_custom, loss_outputs
+from homeostat.doctor.rules import loss, loss_custom, loss_outputs, loss_scale
 from homeostat.doctor.score import score_of
 from homeostat.doctor.training import Training
 
@@ -30,7 +30,7 @@ WORDS = torch.randint(0, 9, (N, 5), generator=G)
 
 RULES = [
     rule
-    for module in (loss, loss_outputs, loss_custom)
+    for module in (loss, loss_scale, loss_outputs, loss_custom)
     for rule in vars(module).values()
     if isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule
 ]

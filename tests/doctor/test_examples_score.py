@@ -153,3 +153,9 @@ def test_budgets(text, wanted):
 def test_budgets_that_are_none(wrong):
     with pytest.raises(HomeostatError, match="positive time or number of steps"):
         Budget.parse(wrong, "examine")
+
+
+def test_one_output_for_several_classes_is_read_as_the_number_of_the_class():
+    score = score_of("multiclass", torch.zeros(4, 1), torch.tensor([0, 2, 1, 1]))
+    assert (score.numbered, score.classes) == (True, 3)
+    assert score.of(torch.tensor([[0.4], [1.6], [0.9], [2.0]]), torch.tensor([0, 2, 1, 1])) == 0.75

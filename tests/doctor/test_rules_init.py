@@ -67,6 +67,16 @@ def test_ini001_units_that_part_in_time_are_likely():
     assert (found.certainty, found.layer) == ("likely", "2")
 
 
+def test_ini001_equal_weights_with_biases_of_their_own_are_likely():
+    model = chain(4)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.fill_(0.1)
+            layer.bias.uniform_(-0.3, 0.3)
+    (found,) = suspects(DuplicatedWeights, given(model))
+    assert (found.certainty, found.layer) == ("likely", "0")
+
+
 def test_ini001_weights_of_zero_behind_a_rectifier_are_certain():
     (found,) = suspects(DuplicatedWeights, given(chain(3, init=nn.init.zeros_)))
     assert found.certainty == "certain"

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from homeostat.doctor.finding import CAUSES
 from homeostat.doctor.loss.fitting import fitting_of
-from homeostat.doctor.rules.loss import OverflowingLoss, maximizes, scale_free
+from homeostat.doctor.rules.loss import OverflowingLoss, maximizes
+from homeostat.doctor.rules.loss_scale import scale_free
 from homeostat.doctor.show.rulebook import SECTIONS, page_of
 
 CE, NLL, BCE, BCE_LOGITS, MSE, MAE = (
@@ -121,6 +122,8 @@ LIKELY = {
 }
 
 POSSIBLE = {
+    "a mean times 1000": (mlp(4), lambda o, t: 1000 * F.cross_entropy(o, t), X, CLASSES, "LOS015"),
+    "a mean over 1000": (mlp(1), lambda o, t: F.mse_loss(o, t) / 1000, X, VALUES, "LOS015"),
     "mse of classes": (mlp(4, nn.Softmax(1)), MSE, X, ONE_HOT, "LOS009"),
     "mse of truth values": (mlp(1, nn.Sigmoid()), MSE, X, TRUTH, "LOS009"),
     "mse of bare truth values": (mlp(1), MSE, X, TRUTH, "LOS006"),
@@ -317,4 +320,4 @@ def test_every_rule_has_its_page_and_words(rule):
 
 
 def test_codes_and_slugs_are_unique():
-    assert len({rule.code for rule in RULES}) == len({rule.slug for rule in RULES}) == len(RULES) == 14
+    assert len({rule.code for rule in RULES}) == len({rule.slug for rule in RULES}) == len(RULES) == 15

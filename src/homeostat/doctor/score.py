@@ -32,6 +32,8 @@ class Score:
     """Multiclass: the dimension of the outputs that counts classes."""
     dense: bool = False
     """Whether an example has many targets (the pixels of an image, the words of a text)."""
+    numbered: bool = False
+    """Multiclass: whether an example has one output, which stands for the number of its class."""
     spread: float = 1.0
     """Regression: the mean square of the training targets around their mean, for validation targets without any."""
 
@@ -43,6 +45,8 @@ class Score:
     def labels(self, targets: Tensor) -> Tensor:
         """Targets in one form: class numbers (N, ...) int64; for multilabel and regression columns (N, K)."""
         if self.kind == "multiclass":
+            if self.numbered:
+                return targets.reshape(-1).long()
             return targets.long() if not _is_one_hot_like(targets, self) else targets.argmax(self.class_dim)
         if self.kind == "binary":
             return (targets.reshape(len(targets), -1)[:, 0] > _middle(targets)).long()
@@ -56,7 +60,8 @@ class Score:
             return math.nan
         labels = self.labels(targets)
         if self.kind == "multiclass":
-            return (outputs.argmax(self.class_dim) == labels).float().mean().item()
+            classes = outputs.reshape(-1).round() if self.numbered else outputs.argmax(self.class_dim)
+            return (classes == labels).float().mean().item()
         if self.kind in ("binary", "multilabel"):
             yes = outputs.reshape(len(outputs), -1) > self.boundary
             return (yes == labels.reshape(len(labels), -1).bool()).float().mean().item()
@@ -134,6 +139,8 @@ def _kind(outputs: Tensor, targets: Tensor) -> Kind:
 
 
 def _multiclass(outputs: Tensor, targets: Tensor) -> Score:
+    if outputs.numel() == len(outputs) and targets.numel() == len(targets):
+        return Score("multiclass", int(targets.max()) + 1, numbered=True)
     if targets.dim() == outputs.dim() and outputs.dim() >= 2:  # one-hot, or probabilities
         return Score("multiclass", outputs.shape[1], class_dim=1, dense=outputs.dim() > 2)
     dim = _class_dim(outputs, targets)

@@ -112,10 +112,10 @@ def matrices_of(module: nn.Module | None) -> list[Tensor]:
 
 
 def duplicates_of(module: nn.Module | None) -> tuple[float, float]:
-    """The shares of output units with the same weights as an earlier one, and of those with the same gradients too.
+    """The shares of output units with the same weights as an earlier one, and of those with all else the same too.
 
-    Units that agree in both go on doing so under every optimizer; dropout between them parts them, and shows in the
-    gradient. Known for layers with one weight, a row for each unit; nan for others.
+    Units that agree in weights, bias and gradients go on doing so under every optimizer; dropout between them parts
+    them, and shows in the gradient. Known for layers with one weight, a row for each unit; nan for others.
     """
     weight = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear | _ConvNd) or not isinstance(weight, Tensor) or len(weight) < 2:
@@ -123,15 +123,18 @@ def duplicates_of(module: nn.Module | None) -> tuple[float, float]:
     if isinstance(module, _ConvTransposeNd):
         return math.nan, math.nan
     rows = _with_bias(weight, module.bias)
-    marks = rows @ torch.randn(rows.shape[1], 1, generator=seeds.torch_generator(0, "doctor", "rows")).to(rows)
-    order = marks[:, 0].argsort()
-    same = (rows[order][1:] == rows[order][:-1]).all(1)
+    draw = torch.randn(rows.shape[1], generator=seeds.torch_generator(0, "doctor", "rows")).to(rows)
+    width = weight[0].numel()
+    order = (rows @ draw).argsort()
+    order = order[(rows[order, :width] @ draw[:width]).argsort(stable=True)]
+    equal = rows[order][1:] == rows[order][:-1]
+    same = equal[:, :width].all(1)
     gradient = weight.grad
     if gradient is None or not bool(same.any()):
         return float(same.sum() / len(rows)), math.nan if gradient is None else 0.0
     slopes = _with_bias(gradient, None if module.bias is None else module.bias.grad)[order]
     apart = (slopes[1:] - slopes[:-1]).norm(dim=1)
-    alike = same & (apart <= _ALIKE * slopes.norm(dim=1).max())
+    alike = equal.all(1) & (apart <= _ALIKE * slopes.norm(dim=1).max())
     return float(same.sum() / len(rows)), float(alike.sum() / len(rows))
 
 

@@ -63,7 +63,6 @@ from homeostat.doctor.rules.loss import (
     IgnoresOutputs,
     IgnoresTargets,
     OverflowingLoss,
-    SummedLoss,
     WrongSign,
 )
 from homeostat.doctor.rules.loss_custom import UnsuitedLoss, UnsuitedOutputActivation
@@ -73,6 +72,7 @@ from homeostat.doctor.rules.loss_outputs import (
     SoftmaxWrongAxis,
     UnreachableTargets,
 )
+from homeostat.doctor.rules.loss_scale import ScaledLoss, SummedLoss
 from homeostat.doctor.rules.norm import (
     BiasBeforeNorm,
     DecayOnNorms,
@@ -106,6 +106,7 @@ LOSS: tuple[type[Rule], ...] = (
     UnsuitedLoss,
     UnsuitedOutputActivation,
     SummedLoss,
+    ScaledLoss,
     FlatLoss,
     OverflowingLoss,
     CoupledExamples,

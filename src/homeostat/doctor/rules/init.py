@@ -57,8 +57,8 @@ _SHOWN = 4
 class DuplicatedWeights(Rule):
     """Units of a layer have the same weights, in and out, and stay the same for ever.
 
-    What it checks: which output units of a layer have the same incoming weights and bias as another unit, and, on a
-    batch, the same gradients; and layers of equal weights whose gradients still differ.
+    What it checks: which output units of a layer have the same incoming weights as another unit, and, on a batch, the
+    same bias and gradients; and layers of equal weights whose biases or gradients still differ.
 
     Why it hurts: units that agree in weights and in gradients agree after every step. A layer of them has the capacity
     of one unit, however wide it is. Where gradients differ the units part in time, from a start that has lost all but
@@ -96,7 +96,8 @@ class DuplicatedWeights(Rule):
             text = f"{found[0].twins if certain else found[0].duplicates:.0%} of the {width} units of {names[0]!r} have"
             text += " the same weights as another unit"
             text += ", and the same gradients: they stay copies of each other" if certain else ""
-            text += f"; so in {len(names) - 1} other layers" if len(names) > 1 else ""
+            others = len(names) - 1
+            text += f"; so in {others} other layer{'s' * (others > 1)}" if others else ""
             yield Suspect(
                 f"{text}.",
                 "Draw the weights at random: nn.init.kaiming_uniform_ or xavier_uniform_.",

@@ -1,22 +1,20 @@
-"""The loss function and the outputs it is given: here what a loss ignores, pairs, maximizes, sums; where it is flat.
+"""The loss function and the outputs it is given: here what a loss ignores, pairs, maximizes; where it is flat.
 
-Whether it fits the model's outputs is in `loss_outputs`. All evidence is measured by calling the loss
-(`loss_tests`), none is read off its name. Not random.
+Its size is in `loss_scale`, whether it fits the model's outputs in `loss_outputs`. All evidence is measured by calling
+the loss (`loss_tests`), none is read off its name. Not random.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from homeostat.doctor.changes.change import Change
-from homeostat.doctor.changes.loss import MeanLoss, NegateLoss, ShapeTargets
+from homeostat.doctor.changes.loss import NegateLoss, ShapeTargets
 from homeostat.doctor.loss.fitting import fitting_of
 from homeostat.doctor.rule import Certainty, Rule, Suspect
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from homeostat.doctor.chart import Chart
 
 _FLIPPED = -0.9  # agreement: nearly every example's loss rises toward its target; 1 for every known loss
-_SUMMED = 1.9  # growth of a doubled batch: 2 for a sum, 1 for a mean, 1.41 for a norm
 _FLAT = 0.5  # share of wrong examples without gradient: more than half of what should be learned from is lost
 _TASKS = ("multiclass", "binary", "multilabel", "regression")
 
@@ -194,48 +191,6 @@ class WrongSign(Rule):
         yield Suspect(text, remedy, "certain", "error", evidence=evidence, changes=(NegateLoss(), *again))
 
 
-class SummedLoss(Rule):
-    """The loss is a sum over the batch, so that its gradient grows with the batch size.
-
-    What it checks: a doubled batch doubles the loss, measured by its gradient.
-
-    Why it hurts: the learning rate means N times as much, and more with every larger batch; an L2 penalty and a clip
-    bound mean N times less.
-
-    Threshold and its source: growth above 1.9 in a batch of more than one; by definition 2 for a sum and 1 for a mean.
-
-    False alarms: a small learning rate makes up for it, and an optimizer whose step does not depend on the gradient's
-    scale does not feel it. Hence never certain: the training must be ill, or a mean must recover it.
-
-    Repair and its safety: the mean; safe.
-
-    References: Goyal et al. 2017, arXiv:1706.02677 (the learning rate and the batch size); Braiek & Khomh 2022,
-    arXiv:2204.00694 (mean and sum exchanged).
-    """
-
-    code = "LOS011"
-    slug = "summed-loss"
-    causes = ("loss_scale", "loss_impl_bug")
-    requires = ("LOS001", "LOS003")
-
-    def check(self, chart: Chart) -> Iterator[Suspect]:
-        fitting = fitting_of(chart)
-        if fitting is None or fitting.facts.growth is None or chart.training.batch_size < 2:
-            return
-        if fitting.facts.growth < _SUMMED:
-            return
-        match = fitting.facts.match
-        named = match is not None and not match.weighted and not match.curved and match.factor > 0
-        size = chart.training.batch_size
-        yield Suspect(
-            f"The loss adds up over the batch: twice the examples give {fitting.facts.growth:.2f} times the gradient.",
-            f"Take the mean over the examples; with batches of {size} the learning rate then means {size} times less.",
-            "possible" if scale_free(chart.training.optimizer) else "likely",
-            evidence={"growth": fitting.facts.growth, "batch_size": size},
-            changes=(fitting.replace(fitting.known), MeanLoss()) if named else (MeanLoss(),),
-        )
-
-
 class FlatLoss(Rule):
     """The loss has no gradient for most of the examples that the model gets wrong.
 
@@ -348,20 +303,3 @@ def maximizes(optimizer: Optimizer) -> bool:
     """Whether every group of an optimizer goes up: by maximize=True or by a negative learning rate, not both."""
     groups = optimizer.param_groups
     return bool(groups) and all(bool(group.get("maximize")) != (float(group.get("lr", 1)) < 0) for group in groups)
-
-
-def scale_free(optimizer: Optimizer) -> bool:
-    """Whether an optimizer's first step does not grow with the gradient, as in Adam: tried on another parameter."""
-    steps = []
-    for scale in (1.0, 100.0):
-        parameter = nn.Parameter(torch.ones(2, dtype=torch.float64))
-        parameter.grad = torch.tensor([scale, -2 * scale], dtype=torch.float64)
-        try:
-            taken = inspect.signature(type(optimizer)).parameters
-            settings = {name: value for name, value in optimizer.defaults.items() if name in taken}
-            settings.update({"weight_decay": 0.0} if "weight_decay" in taken else {})
-            type(optimizer)([parameter], **settings).step()
-        except Exception:  # somebody's own optimizer, made in another way: nothing is known of it
-            return False
-        steps.append(parameter.detach() - 1)
-    return bool((steps[0] - steps[1]).norm() < 0.5 * steps[0].norm())

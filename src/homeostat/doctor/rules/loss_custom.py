@@ -42,10 +42,10 @@ class UnsuitedLoss(Rule):
     Why it hurts: a cross entropy of unbounded values is clamped or falls without end. Distances of probabilities have
     vanishing gradients where the model is sure and wrong; an absolute error of probabilities hardly any elsewhere.
 
-    Threshold and its source: a matter of form. Certain only where most values near the targets have no gradient (0.9)
-    or the loss has no least value; an absolute error of classes is likely (it trains badly with many classes, Zhang &
-    Sabuncu); a squared error is possible (it often does as well, Hui & Belkin) and must be beaten by the customary
-    loss in an ill training.
+    Threshold and its source: a matter of form. Certain only where most values near the targets have no gradient (0.9),
+    the loss has no least value, or there is one output for several classes; an absolute error of classes is likely (it
+    trains badly with many classes, Zhang & Sabuncu); a squared error is possible (it often does as well, Hui & Belkin)
+    and must be beaten by the customary loss in an ill training.
 
     False alarms: those: hence the degrees of certainty.
 
@@ -70,7 +70,7 @@ class UnsuitedLoss(Rule):
         text, certainty = found
         remedy = {
             "regression": "Use a squared or absolute error.",
-            "multiclass": "Use cross_entropy on logits, or a negative log-likelihood of probabilities.",
+            "multiclass": "Use one output per class with cross_entropy on logits, or a likelihood of probabilities.",
         }.get(fitting.kind, "Use binary cross entropy.")
         name = fitting.known or "unknown"
         yield Suspect(text, remedy, certainty, evidence={"loss": name}, changes=fitting.mended())
@@ -93,6 +93,9 @@ class UnsuitedLoss(Rule):
         what = "several classes" if kind == "multiclass" else "truth values"
         if kind not in _CLASSES or (fitting.signed and name != "absolute error"):
             return None
+        if fitting.score.numbered:
+            many = f"The model gives one number for {fitting.score.classes} classes"
+            return f"{many}: the loss takes their numbers for quantities, in an order that they do not have.", "certain"
         if kind == "multilabel" and 1 in fitting.facts.shifts:
             return "The loss applies a softmax over truth values of which several may be true.", "likely"
         if name == "absolute error":

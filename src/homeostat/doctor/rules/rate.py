@@ -85,7 +85,7 @@ class LearningRateTooHigh(Rule):
     False alarms: small networks that train well with large steps, and rates that are reached after a warmup. They are
     not ill, so nothing is said.
 
-    Repair and its safety: the rate times 0.1 or 0.01. Safe: the model computes what it did.
+    Repair and its safety: the rate times 0.1 to 1e-6, by how far the steps go. Safe: the model computes what it did.
 
     References: Lewkowycz et al. 2020, arXiv:2003.02218; Cohen et al. 2021, arXiv:2103.00065; LeCun et al. 1998,
     "Efficient BackProp", section 4.6.
@@ -106,7 +106,7 @@ class LearningRateTooHigh(Rule):
             return
         training = chart.training
         rates = settings_of(training.optimizer, "lr")
-        factors = (0.1, 0.01, 0.001) if chart.course.diverged is not None else (0.1, 0.01)
+        factors = _downward(max(typical_update(chart), 0.0 if facts is None else facts.update))
         causes = ["lr_too_high"]
         causes += ["loss_diverging"] if chart.course.diverged is not None or trend.progress < -RISEN else []
         causes += ["oscillating_loss"] if trend.swing > SWING else []
@@ -285,6 +285,13 @@ def _upward(update: float) -> tuple[float, ...]:
     steps = round(math.log10(3 * SMALL_UPDATE / update)) if update > 0 and math.isfinite(update) else 1
     first = 10.0 ** min(5, max(1, steps))
     return (first, 100.0) if first == 10 else (first, first / 10)
+
+
+def _downward(update: float) -> tuple[float, ...]:
+    """By which factors to try, the mildest first: down to what would make the step a customary one."""
+    steps = round(math.log10(update / SMALL_UPDATE)) if 0 < update < math.inf else 3
+    last = min(6, max(2, steps))
+    return tuple(10.0**-power for power in range(max(1, last - 2), last + 1))
 
 
 def evidence_of(chart: Chart, trend: Trend, facts: StepFacts | None) -> dict[str, Any]:
