@@ -159,3 +159,8 @@ def test_one_output_for_several_classes_is_read_as_the_number_of_the_class():
     score = score_of("multiclass", torch.zeros(4, 1), torch.tensor([0, 2, 1, 1]))
     assert (score.numbered, score.classes) == (True, 3)
     assert score.of(torch.tensor([[0.4], [1.6], [0.9], [2.0]]), torch.tensor([0, 2, 1, 1])) == 0.75
+
+
+def test_one_output_for_two_classes_is_a_binary_task():
+    score = score_of("multiclass", torch.zeros(4, 1), torch.tensor([[0.0], [1.0], [1.0], [0.0]]))
+    assert (score.kind, score.numbered) == ("binary", False)

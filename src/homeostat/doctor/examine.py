@@ -22,6 +22,7 @@ from homeostat.doctor.data.baselines import measure_baselines
 from homeostat.doctor.data.facts import examine_data
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.finding import Finding, Severity, at_least
+from homeostat.doctor.guard import interrupted
 from homeostat.doctor.health import illness
 from homeostat.doctor.judge import Charge, Say, judge
 from homeostat.doctor.loss.metamorphic import examine_loss
@@ -123,7 +124,8 @@ def examine(
     if not isinstance(training, Training):
         raise invalid_type("examine", "training", "be a homeostat.Training", training, "Make one of your objects.")
     limit = Budget.parse(budget, "examine")
-    return _Examiner(training, limit, seed, tuple(RULES if rules is None else rules), progress).run()
+    with interrupted(limit, "examine"):
+        return _Examiner(training, limit, seed, tuple(RULES if rules is None else rules), progress).run()
 
 
 class _Examiner:

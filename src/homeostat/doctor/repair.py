@@ -15,6 +15,7 @@ from homeostat.doctor.arms import Arm, Arms, Changes, squeezed
 from homeostat.doctor.budget import Budget, Deadline, Stopwatch
 from homeostat.doctor.changes.change import Change, Safety
 from homeostat.doctor.examine import Examination, examine
+from homeostat.doctor.guard import interrupted
 from homeostat.doctor.health import MARGIN, illness
 from homeostat.doctor.judge import Charge, Say
 from homeostat.doctor.prescriptions import bundles, prescriptions
@@ -180,12 +181,18 @@ def repair(
     if not isinstance(training, Training):
         raise invalid_type("repair", "training", "be a homeostat.Training", training, "Make one of your objects.")
     limit = Budget.parse(budget, "repair")
-    clock = Stopwatch()
-    deadline = limit.deadline()
-    say: Say = progress or (lambda stage, share: None)
+    with interrupted(limit, "repair"):
+        return _repaired(training, limit, unsafe, seed, examination, progress or (lambda stage, share: None))
+
+
+def _repaired(
+    training: Training, limit: Budget, unsafe: bool, seed: int, examination: Examination | None, say: Say
+) -> Repair:
+    """Examined, searched, proved."""
+    clock, deadline = Stopwatch(), limit.deadline()
     if examination is None:
         share = limit if limit.seconds is None else Budget(seconds=limit.seconds * _EXAMINATION)
-        examination = examine(training, share, seed=seed, progress=progress)
+        examination = examine(training, share, seed=seed, progress=say)
     if not examination or examination.arms is None:
         return Repair(training.copy(), (), None, examination, training, _advice(examination, ()))
     search = _Search(examination, unsafe, deadline.share(_SEARCH), say)

@@ -102,6 +102,8 @@ def score_of(
         'regression'
     """
     kind = task or _kind(outputs, targets)
+    if kind == "multiclass" and _one_each(outputs, targets) and len(targets.unique()) <= 2:
+        kind = "binary"  # two classes are several, to some; one output tells them apart
     if kind == "multiclass":
         return _multiclass(outputs, targets)
     if kind in ("binary", "multilabel"):
@@ -139,7 +141,7 @@ def _kind(outputs: Tensor, targets: Tensor) -> Kind:
 
 
 def _multiclass(outputs: Tensor, targets: Tensor) -> Score:
-    if outputs.numel() == len(outputs) and targets.numel() == len(targets):
+    if _one_each(outputs, targets):
         return Score("multiclass", int(targets.max()) + 1, numbered=True)
     if targets.dim() == outputs.dim() and outputs.dim() >= 2:  # one-hot, or probabilities
         return Score("multiclass", outputs.shape[1], class_dim=1, dense=outputs.dim() > 2)
@@ -147,6 +149,11 @@ def _multiclass(outputs: Tensor, targets: Tensor) -> Score:
     if dim is None:
         return Score("other")
     return Score("multiclass", outputs.shape[dim], class_dim=dim, dense=targets.dim() > 1)
+
+
+def _one_each(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether an example has one output and one target."""
+    return outputs.numel() == len(outputs) and targets.numel() == len(targets)
 
 
 def _class_dim(outputs: Tensor, targets: Tensor) -> int | None:
