@@ -246,6 +246,8 @@ class _Search:
         if self._cost(starts) > _PART * self.deadline.left:
             return self._first_cure(starts)
         best = self._best(starts)
+        if self._merit(best) == -math.inf:  # none came to its end
+            return max(starts, key=self._lead)
         enough = self._merit(best) - self._worth(best)
         return next((changes for changes in starts if self._merit(changes) >= enough), best)
 
@@ -280,7 +282,10 @@ class _Search:
         return self._best(sets) if sets else ground
 
     def _best(self, sets: list[Changes]) -> Changes:
-        """Train all, as far as time allows, and take the best; the worse half drops out where time is short."""
+        """Train all, as far as time allows, and take the best; the worse half drops out where time is short.
+
+        What is taken may not have come to its end, and has no merit then.
+        """
         running = [changes for changes in sets if not self.first.arm(changes).failed][: self.first.room()]
         horizons = [mark for mark in self.first.marks if 4 * mark >= self.steps]
         for goal in horizons:
