@@ -16,7 +16,8 @@ from homeostat.doctor.data.baselines import Baselines
 from homeostat.doctor.examine import Examination
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.finding import Finding, Proof
-from homeostat.doctor.repair import Applied, PairedProof, Repair
+from homeostat.doctor.proof import PairedProof
+from homeostat.doctor.repair import Applied, Repair
 from homeostat.doctor.rule import Rule
 from homeostat.doctor.score import Score
 from homeostat.doctor.training import Training

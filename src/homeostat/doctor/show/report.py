@@ -36,7 +36,8 @@ from homeostat.training.export import write_file
 if TYPE_CHECKING:
     from homeostat.doctor.course import Course
     from homeostat.doctor.examine import Examination
-    from homeostat.doctor.repair import PairedProof, Repair
+    from homeostat.doctor.proof import PairedProof
+    from homeostat.doctor.repair import Repair
     from homeostat.doctor.watching.vitals import Vitals
 
 FILE_NAME = "report.html"
