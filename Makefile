@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/homeostat study digits --out studies/demo
 
 test: check
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -50,9 +50,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/adaptation.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/intervals.py
+	$(BIN)/python benchmarks/sequential.py
 	$(BIN)/python benchmarks/watch.py
 	$(BIN)/python benchmarks/doctor_thresholds.py
 	$(BIN)/python benchmarks/doctor_augmentation.py
+	$(BIN)/python benchmarks/doctor_faults.py
 	$(BIN)/python benchmarks/doctor.py
 
 docs: $(READY)

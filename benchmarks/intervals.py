@@ -1,10 +1,10 @@
-"""How often the 95 % intervals of a study hold what they promise: 2,000 simulated studies per row.
+"""How often the 95 % intervals of a study hold what they promise: simulated studies with planted effects.
 
-Each row of the first table plants effects and seed differences in a synthetic objective, simulates studies, and counts
-how often the interval of each effect covers the planted one: the calibrated interval that homeostat reports, and for
-comparison the plain t-interval from the HC3 error. The second table runs whole analyses: how often something is
-recommended, whether the interval of its gain covers, and whether that of the two-factor model would have. Run:
-python benchmarks/intervals.py [studies]
+Four tables. Effects: how often the interval that counts seeds covers, and the one that counts runs; techniques may act
+differently from seed to seed, treatments may differ in spread, runs may be lost. Other methods that stand beside them.
+Whole studies: how often something is recommended, whether the interval of its gain covers, whether the best treatment
+    is
+in the set of those that may be. Single seeds and divergence. Run: python benchmarks/intervals.py [studies]
 """
 
 from __future__ import annotations
@@ -12,34 +12,77 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import scipy
-from scipy import stats
 
+from homeostat.inference import Judged, share_difference
+from homeostat.inference.lenth import lenth
 from homeostat.seeds import numpy_generator
 from homeostat.study.advice import recommend
-from homeostat.study.design import Design, fractional_factorial, full_factorial
-from homeostat.study.effects import EffectModel, effect_contrast, fit
+from homeostat.study.best import best_set
+from homeostat.study.crosschecks import crosschecks
+from homeostat.study.design import (
+    Design,
+    definitive_screening,
+    fractional_factorial,
+    full_factorial,
+    optimal_design,
+    plackett_burman,
+)
+from homeostat.study.effect_table import effect_contrast, effect_table
+from homeostat.study.effects import EffectModel, fit
+from homeostat.study.factors import Level
 from homeostat.study.outcomes import tidy, treatment_table
 from homeostat.study.wording import Unit
 
-Spread = Callable[[dict[str, object]], float]
-
-PLANTED = {"norm": 0.02, "dropout": -0.01, "crop": 0.0}
-THREE_WAY = 0.05  # of norm, dropout and crop together, five times the noise, in the rows that say so
-ONE, DOUBLED = (lambda config: 1.0), (lambda config: 2.0 if config["norm"] != "none" else 1.0)
-LEVELS = {"norm": ["none", "batch"], "dropout": [0, 0.5], "crop": [False, True], "l1": [0, 1e-4], "noise": [0, 1]}
-THREE = {"norm": ["none", "batch", "layer"], "dropout": [0, 0.2, 0.5]}
+Config = dict[str, Level]
+ONE, THREE = {name: [0, 1] for name in "abcdefghijk"}, {name: [0, 1, 2] for name in "abcd"}
+AS_SEEN, STRONG = 0.65, 2.0  # spread of a technique's effect over seeds, in noise: as in the demonstration, and strong
 
 
-def first(count: int) -> dict[str, list[object]]:
-    return {name: list(LEVELS[name]) for name in list(LEVELS)[:count]}
+def first(count: int) -> dict[str, list[int]]:
+    return dict(list(ONE.items())[:count])
 
 
-WHOLE: list[tuple[str, Spread]] = [  # what is planted, with noise of 1
+@dataclass(frozen=True)
+class Case:
+    """What is simulated: a design, and what differs from even spread, seeds that act alike, and complete studies."""
+
+    name: str
+    design: Design
+    slopes: float = 0.0
+    doubled: bool = False  # the first technique doubles the spread
+    lost: float = 0.0
+    three_way: bool = False
+
+
+CASES = [
+    Case("2 x 2, 3 seeds", full_factorial(first(2), 3)),
+    Case("2^3, 5 seeds", full_factorial(first(3), 5)),
+    Case("2^5, 5 seeds", full_factorial(first(5), 5)),
+    Case("3 x 3, 4 seeds", full_factorial({"a": [0, 1, 2], "b": [0, 1, 2]}, 4)),
+    Case("2^(5-1) V, 3 seeds", fractional_factorial(first(5), 3)),
+    Case("2^3, 3 seeds, three interact", full_factorial(first(3), 3), three_way=True),
+    Case("2^3, 5 seeds, doubled", full_factorial(first(3), 5), doubled=True),
+    Case("2^3, 5 seeds, seeds act", full_factorial(first(3), 5), slopes=AS_SEEN),
+    Case("2^5, 5 seeds, seeds act", full_factorial(first(5), 5), slopes=AS_SEEN),
+    Case("2^5, 5 seeds, strongly", full_factorial(first(5), 5), slopes=STRONG),
+    Case("2^3, 3 seeds, strongly", full_factorial(first(3), 3), slopes=STRONG),
+    Case("2^3, 10 seeds, strongly", full_factorial(first(3), 10), slopes=STRONG),
+    Case("2^3, 3 seeds, 10 % lost", full_factorial(first(3), 3), lost=0.1),
+    Case("2^3, 3 seeds, 10 % lost, strongly", full_factorial(first(3), 3), slopes=STRONG, lost=0.1),
+    Case("2^3, 5 seeds, 20 % lost, strongly, doubled", full_factorial(first(3), 5), STRONG, True, 0.2),
+    Case("2 x 2, 4 seeds, 15 % lost, strongly", full_factorial(first(2), 4), slopes=STRONG, lost=0.15),
+    Case("2^3, 10 seeds, 20 % lost, strongly, doubled", full_factorial(first(3), 10), STRONG, True, 0.2),
+    Case("Plackett-Burman 12, 5 seeds, strongly", plackett_burman(ONE, 5), slopes=STRONG),
+    Case("screening 4, 5 seeds, 10 % lost, strongly", definitive_screening(THREE, 5), slopes=STRONG, lost=0.1),
+    Case("D-optimal 10, 5 seeds, 10 % lost, strongly", optimal_design(first(6), runs=10, seeds=5, interactions=["a:b"]),
+         slopes=STRONG, lost=0.1),
+]  # fmt: skip
+WHOLE: list[tuple[str, Callable[[Config], float]]] = [  # what is planted, with noise of 1
     ("nothing", lambda c: 0.0),
     ("one effect of 1", lambda c: c["a"]),
     ("two-factor", lambda c: 0.8 * c["a"] + 0.6 * c["b"] - c["a"] * c["b"]),
@@ -47,89 +90,126 @@ WHOLE: list[tuple[str, Spread]] = [  # what is planted, with noise of 1
     ("three-factor", lambda c: 0.8 * c["a"] + 0.6 * c["b"] + 0.5 * c["c"] - 1.2 * c["a"] * c["b"] * c["c"]),
     ("three-factor, large", lambda c: 3 * c["a"] + c["b"] + c["c"] - 3 * c["a"] * c["b"] * c["c"]),
 ]
-SCENARIOS: list[tuple[str, Design, Spread, float]] = [  # name, design, spread of a treatment, share of runs lost
-    ("2 x 2, 2 seeds", full_factorial(first(2), 2), ONE, 0.0),
-    ("2 x 2, 5 seeds", full_factorial(first(2), 5), ONE, 0.0),
-    ("2^3, 3 seeds", full_factorial(first(3), 3), ONE, 0.0),
-    ("2^5, 5 seeds", full_factorial(first(5), 5), ONE, 0.0),
-    ("3 x 3, 4 seeds", full_factorial(THREE, 4), ONE, 0.0),
-    ("2^(5-1) V, 2 seeds", fractional_factorial(first(5), 2), ONE, 0.0),
-    ("2^(4-1) IV, 3 seeds", fractional_factorial(first(4), 3), ONE, 0.0),
-    ("2^3, 5 seeds, 10 % lost", full_factorial(first(3), 5), ONE, 0.1),
-    ("2^3, 5 seeds, doubled", full_factorial(first(3), 5), DOUBLED, 0.0),
-    ("3 x 3, 5 seeds, doubled", full_factorial(THREE, 5), DOUBLED, 0.0),
-    ("2^3, 5 seeds, doubled, 10 % lost", full_factorial(first(3), 5), DOUBLED, 0.1),
-    ("2^3, 3 seeds, three-way", full_factorial(first(3), 3), ONE, 0.0),
-    ("2^5, 5 seeds, three-way", full_factorial(first(5), 5), ONE, 0.0),
-]
 
 
-def simulate(
-    design: Design, spread: Spread, lost: float, studies: int, three_way: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage per effect of the calibrated and of the plain HC3 interval."""
-    draws = numpy_generator(0, "coverage", len(design.treatments), len(design.seeds))
-    trials = [(number, seed) for seed in design.seeds for number in design.treatments.index]
-    kept = sorted(draws.permutation(len(trials))[: round(len(trials) * (1 - lost))])
-    treatment, seed = np.array(trials)[kept].T
-    configs = [design.config(number) for number in treatment]
-    mean = np.array([sum(PLANTED.get(name, 0.0) * (x != design.base[name]) for name, x in c.items()) for c in configs])
-    mean += three_way * np.array([all(c[name] != design.base[name] for name in list(c)[:3]) for c in configs])
-    sd = 0.01 * np.array([spread(config) for config in configs])
+def simulated(case: Case, studies: int) -> tuple[EffectModel, np.ndarray, np.ndarray]:
+    """A model of the expected responses, the responses of all studies (n, studies), and all effects as contrasts."""
+    design, draws = case.design, numpy_generator(0, "intervals", case.name)
+    trials = np.array([(number, seed) for seed in design.seeds for number in design.treatments.index])
+    treatment, seed = trials[np.sort(draws.permutation(len(trials))[: round(len(trials) * (1 - case.lost))])].T
+    on = np.array([[float(level != 0) for level in design.config(number).values()] for number in treatment])
+    mean = on @ np.r_[2.0, -1.0, np.zeros(on.shape[1] - 2)] + 5.0 * case.three_way * on[:, :3].all(axis=1)
+    y = mean[:, None] + draws.normal(0, 2.0, (len(design.seeds), studies))[seed]
+    for column in on.T:
+        y += column[:, None] * draws.normal(0.0, case.slopes, (len(design.seeds), studies))[seed]
+    y += (1 + case.doubled * on[:, :1]) * draws.normal(size=y.shape)
     model = EffectModel(design, treatment, seed, mean)
-    steps = [{name: (f.base, level)} for f in design.factors for level in f.levels[1:] for name in [f.name]]
-    pairs = [one | two for i, one in enumerate(steps) for two in steps[i + 1 :] if tuple(one | two) in model.effects]
-    contrasts = np.array([effect_contrast(model, step) for step in [*steps, *pairs]])
-    truth = model.judge_effects(contrasts).estimate[:, None]
-    blocks = draws.normal(0.0, 0.02, (len(design.seeds), studies))[np.searchsorted(design.seeds, seed)]
-    y = mean[:, None] + blocks + sd[:, None] * draws.normal(size=(len(mean), studies))
-    judged = replace(model, y=y).judge_effects(contrasts)
-    plain = stats.t.ppf(0.975, model.means.linear.df_resid if model.means else 0) * judged.se
-    calibrated = (judged.low <= truth) & (truth <= judged.high)
-    return calibrated.mean(axis=1), (np.abs(judged.estimate - truth) <= plain).mean(axis=1)
+    table = effect_table(model, "maximize")
+    cells = zip(table["factors"], table["levels"], strict=True)
+    return model, y, np.array([effect_contrast(model, dict(zip(*cell, strict=True))) for cell in cells])
 
 
-def recommended(design: Design, mean: Spread, studies: int) -> dict[str, float]:
-    """Shares of whole studies: something is recommended; its gain is covered, measured and by the model; model fits."""
+def effects(studies: int) -> None:
+    heads = ("by seeds: mean", "least", "most", "by runs: mean", "least", "width")
+    print("| {:43s} | {} |".format("effects of", " | ".join(heads)) + "\n|---" + "|---:" * len(heads) + "|")
+    for case in CASES:
+        model, y, contrasts = simulated(case, studies)
+        truth = model.judge_effects(contrasts).estimate[:, None]
+        many = replace(model, y=y)
+        seeds, runs = many.judge_effects(contrasts), many.pure_error(contrasts)[0]
+        own, other = (covered(judged, truth) for judged in (seeds, runs))
+        width = np.nanmedian((seeds.high - seeds.low) / (runs.high - runs.low))
+        numbers = [*(f"{100 * share:.1f}" for share in (own.mean(), own.min(), own.max(), other.mean(), other.min()))]
+        print(f"| {case.name:43s} | {' | '.join([*numbers, f'{width:.1f}'])} |", flush=True)
+
+
+def covered(judged: Judged, truth: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = ((judged.low <= truth) & (truth <= judged.high)).mean(axis=1)
+    return shares
+
+
+def others(studies: int) -> None:
+    """The methods beside: main effects of 2^3 treatments, the interval of each method against the planted effect."""
+    told = ("by seeds", "independent runs", "mixed model", "interquartile mean")
+    print(f"\n| main effects of | {' | '.join(told)} |\n|---|---:|---:|---:|---:|")
+    for seeds in (5, 10):
+        for slopes in (0.0, AS_SEEN, STRONG):
+            acts = {0.0: "", AS_SEEN: ", seeds act", STRONG: ", strongly"}[slopes]
+            case = Case(f"2^3, {seeds} seeds{acts}", full_factorial(first(3), seeds), slopes)
+            model, y, _ = simulated(case, studies)
+            held: dict[str, list[bool]] = {}
+            truth = dict(zip(effect_table(model, "maximize")["label"], [2.0, -1.0, 0.0], strict=False))
+            for column in y.T:
+                own = replace(model, y=column)
+                table = effect_table(own, "maximize")[:3]
+                beside = crosschecks(own, table, rate=False)
+                rows = pd.concat([table.assign(method="by seeds"), beside])
+                for row in rows.itertuples():
+                    held.setdefault(str(row.method), []).append(row.low <= truth[row.label] <= row.high)
+            print(f"| {case.name} | {' | '.join(f'{100 * np.mean(held[name]):.1f}' for name in told)} |", flush=True)
+
+
+def whole(studies: int) -> None:
+    """Whole studies with noise of 1, five seeds."""
+    heads = ("recommends", "gain covers", "of any covers", "model covers", "overstated", "best in set", "set")
+    print(f"\n| study, planted | {' | '.join(heads)} |\n|---" + "|---:" * len(heads) + "|")
+    for count in (2, 3, 5):
+        for name, mean in WHOLE[: 4 if count == 2 else 6]:
+            told = recommended(full_factorial(first(count), 5), mean, studies)
+            shares = [f"{100 * share:.1f}" for share in told[:4]]
+            row = [*shares, f"{told[4]:.2f}", f"{100 * told[5]:.1f}", f"{told[6]:.1f} of {2**count}"]
+            print(f"| {count} techniques, {name} | {' | '.join(row)} |", flush=True)
+
+
+def recommended(design: Design, mean: Callable[[Config], float], studies: int) -> list[float]:
+    """Shares of studies: recommends; its gain covered, simultaneously, by the model; by how much overstated; best."""
     draws = numpy_generator(0, "recommended", design.trials)
     rows = [{"treatment": number, "seed": seed, "status": "done"} for number, seed in design.run_order()]
     frame = tidy(pd.DataFrame(rows).assign(score=0.0), design, "score", ["score"])
     table, unit = treatment_table(frame, design, ["score"]), Unit("score")
-    expected = np.array([mean(design.config(number)) for number in frame["treatment"]], dtype=float)
-    found = np.zeros((studies, 5))
+    truths = np.array([mean(design.config(number)) for number in design.treatments.index], dtype=float)
+    expected, best = truths[frame["treatment"]], int(np.argmax(truths))
+    found = np.zeros((studies, 7))
     for study in range(studies):
         frame["score"] = expected + draws.normal(size=len(frame))
         model = fit(frame, design, "score")
-        advice = recommend(model, frame, table, unit, goal="maximize")
+        advice, inside = recommend(model, frame, table, unit, goal="maximize"), best_set(model, "maximize")["in_set"]
         truth = mean(advice.config) - mean(design.base)
         modelled = model.modelled(advice.config, design.base) if advice.kept else advice.gain
-        covered = [interval.low <= truth <= interval.high for interval in (advice.gain, modelled)]
-        found[study] = [bool(advice.kept), *covered, not model.direct, advice.gain.estimate - truth]
-    return dict(zip(("kept", "gain", "model", "fits", "overstated"), found.mean(axis=0).tolist(), strict=True))
+        gains = (advice.gain, advice.gain_of_any or advice.gain, modelled)
+        held = [interval.low <= truth <= interval.high for interval in gains]
+        found[study] = [bool(advice.kept), *held, advice.gain.estimate - truth, inside[best], inside.sum()]
+    shares: list[float] = found.mean(axis=0).tolist()
+    return shares
+
+
+def single(studies: int) -> None:
+    """Fifteen effects of sixteen runs under one seed by Lenth; divergence of twenty trials at either level."""
+    print("\n| what | covered |\n|---|---:|")
+    draws = numpy_generator(0, "single")
+    for active in (0, 3, 6):
+        truth = np.r_[np.full(active, 5.0), np.zeros(15 - active)]
+        held = [np.abs(study) <= lenth(study + truth).margin for study in draws.normal(size=(studies, 15))]
+        print(f"| one seed, 15 effects of which {active} are 5 standard errors, by Lenth | {100 * np.mean(held):.1f} |")
+    for one, two in ((0.02, 0.02), (0.1, 0.4), (0.5, 0.9)):
+        counts = draws.binomial(20, [one, two], (studies, 2))
+        told = [share_difference((int(b), 20), (int(a), 20)) for a, b in counts]
+        held = [interval.low <= two - one <= interval.high for interval in told]
+        print(f"| difference of divergence, {one:.0%} and {two:.0%} of 20 trials | {100 * np.mean(held):.1f} |")
 
 
 def main() -> None:
     studies = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}", end=", ")
-    print(f"numpy {np.__version__}, scipy {scipy.__version__}, pandas {pd.__version__}; n = {studies} studies per row")
-    print(f"standard error of one coverage: {100 * (0.95 * 0.05 / studies) ** 0.5:.2f} points\n")
-    print(f"{'design':34s} {'effects':>7s}   {'calibrated: mean  least   most':30s}   {'plain HC3: mean':>15s}")
-    for name, design, spread, lost in SCENARIOS:
-        found, plain = (
-            100 * coverage for coverage in simulate(design, spread, lost, studies, THREE_WAY * ("way" in name))
-        )
-        shown = f"{found.mean():16.1f} {found.min():6.1f} {found.max():6.1f}"
-        print(f"{name:34s} {len(found):7d}   {shown:30s}   {plain.mean():15.1f}")
-    print(f"\nwhole studies with noise of 1, n = {studies // 4} per row: how many recommend something; how often the")
-    print("interval of its gain covers, and by how much the gain is overstated; how often the two-factor model fits")
-    heads = ("recommended", "gain covered", "by the model", "overstated", "fits")
-    print(f"{'design, planted':34s} {'{:>11s} {:>13s} {:>13s} {:>11s} {:>6s}'.format(*heads)}")
-    for design_name, count in (("2 x 2, 5 seeds", 2), ("2^3, 5 seeds", 3), ("2^5, 5 seeds", 5)):
-        for name, mean in WHOLE[: 4 if count == 2 else 6]:
-            told = recommended(full_factorial({factor: [0, 1] for factor in "abcde"[:count]}, 5), mean, studies // 4)
-            shares = [f"{100 * told[key]:.1f} %" for key in ("kept", "gain", "model", "fits")]
-            row = f"{shares[0]:>11s} {shares[1]:>13s} {shares[2]:>13s} {told['overstated']:>11.2f} {shares[3]:>6s}"
-            print(f"{design_name + ', ' + name:34s} {row}")
+    print(
+        f"numpy {np.__version__}, scipy {scipy.__version__}, pandas {pd.__version__}; n = {studies} studies per row of"
+    )
+    print(f"effects and of single seeds, {studies // 4} of whole studies, {studies // 10} of other methods.")
+    print(f"Standard error of one coverage of effects: {100 * (0.95 * 0.05 / studies) ** 0.5:.2f} points.\n")
+    effects(studies)
+    others(studies // 10)
+    whole(studies // 4)
+    single(studies)
 
 
 if __name__ == "__main__":

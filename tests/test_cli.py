@@ -25,7 +25,7 @@ def test_help_loads_nothing_heavy():
     assert "study" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["study", "fit", "fold"])
+@pytest.mark.parametrize("command", ["study", "status", "fit", "fold"])
 def test_every_command_shows_an_example(command):
     done = homeostat(command, "--help")
     assert f"Example: homeostat {command}" in done.stdout
@@ -106,6 +106,34 @@ def test_a_study_file_says_it_all(tmp_path):
     assert "dropout" in done.stdout
 
 
+def test_seeds_are_added_until_enough_is_known(tmp_path):
+    words = ["study", "curve", "-f", "dropout=0,0.2", "--epochs", "1", "--workers", "1", "--out", tmp_path / "study"]
+    done = homeostat(*words, "--until", "1000")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "of at most 30." in said
+    assert "were saved." in said
+    again = homeostat(*words, "--until", "2000")  # the same study
+    assert again.returncode == 0, again.stderr
+    assert said.partition(" Report:")[0] in " ".join(again.stdout.split())
+
+
+def test_each_treatment_is_judged_at_its_own_learning_rate(tmp_path):
+    (tmp_path / "study.toml").write_text(
+        'task = "curve"\nseeds = 2\n[recipe]\nepochs = 2\nwidths = "8"\n'
+        "[factors]\ndropout = [0, 0.2]\n[tune]\nlr = [0.001, 0.01]\n"
+    )
+    words = ["study", "--config", tmp_path / "study.toml", "--workers", "1", "--out", tmp_path / "study"]
+    plan = homeostat(*words, "--plan")
+    assert plan.returncode == 0, plan.stderr
+    assert "Each at 2 levels (2 of lr), to be judged at its best: 8 trials." in plan.stdout
+    assert not (tmp_path / "study").exists()
+    done = homeostat(*words)
+    assert done.returncode == 0, done.stderr
+    assert "is judged by test" in " ".join(done.stdout.split())
+    assert "lr = " in (tmp_path / "study" / "recipe.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -124,7 +152,21 @@ def test_a_study_file_says_it_all(tmp_path):
         (["study", "digits", "--set", "lrr=1"], "unknown key 'lrr'. Did you mean 'lr'"),
         (["study", "digits", "--recipe", "absent.toml"], "cannot read 'absent.toml'"),
         (["study", "digits", "--seeds", "0"], "seeds"),
+        (["study", "digits", "--timeout", "soon"], "timeout must be positive and finite, but got 'soon'"),
+        (["study", "digits", "--memory", "much"], "memory must be positive and finite, but got 'much'"),
+        (["study", "digits", "--until", "soon"], "until must be a number or 'best', but got 'soon'"),
+        (["study", "digits", "--until", "0.1", "--seeds", "2"], "seeds must be at least 3 with until"),
+        (["study", "digits", "--until", "0.1", "--tune", "lr=0.01,0.1"], "until must not be given together with tune"),
+        (["study", "digits", "--tune", "lrr=0.01,0.1"], "unknown factor 'lrr'. Did you mean 'lr'"),
+        (["study", "digits", "-f", "lr=0.01,0.1", "--tune", "lr=0.01,0.1"], "tune 'lr' must be no factor of the study"),
+        (
+            ["study", "digits", "-f", "dropout=0,0.2", "--tune", "norm=none,bach"],
+            "norm=bach: Recipe: unknown norm 'bach'",
+        ),
         (["study", "digits", "--out", ""], "--out: the directory must have a name"),
+        (["study", "digits", "--cpus", "2"], "--cpus: it must be given with --on"),
+        (["study", "digits", "--on", "head:10001"], "address must be 'ray' or begin with 'ray://'"),
+        (["study", "digits", "--track", "tensorbord"], "unknown tracker 'tensorbord'. Did you mean 'tensorboard'"),
         (["fit", "digits", "--set", "lr=1e9"], "lr * weight_decay must be at most 1"),
         (["study", "digits", "--model", "cnnn"], "Did you mean 'cnn'"),
         (["study", "digits", "--target", "price"], "target must be given for a table only"),
@@ -144,6 +186,9 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_differe
     done = homeostat(*DIGITS, "--set", "lr=0.1", "--out", tmp_path / "study")
     assert done.returncode == 2
     assert "recipe.lr: (not set) → 0.1" in done.stderr
+    done = homeostat(*DIGITS, "--set", "lr=0.1", "--out", tmp_path / "study", "--anyway")
+    assert done.returncode == 0
+    assert "Trials were run under different settings, because of anyway" in " ".join(done.stdout.split())
 
 
 def test_names_that_look_like_markup_are_names(tmp_path):

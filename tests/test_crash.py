@@ -43,7 +43,7 @@ def test_a_study_that_was_killed_and_interrupted_ends_as_if_nothing_had_happened
     assert kill_once_training(tmp_path / "study", signal.SIGKILL) == -signal.SIGKILL
     assert kill_once_training(tmp_path / "study", signal.SIGINT) == 130
     assert kill_once_training(tmp_path / "study", signal.SIGKILL) == -signal.SIGKILL
-    pd.testing.assert_frame_equal(run(tmp_path / "study"), undisturbed, check_exact=True)
+    pd.testing.assert_frame_equal(run(tmp_path / "study", workers=1), undisturbed, check_exact=True)
 
 
 def test_the_number_of_workers_does_not_change_a_result(undisturbed, tmp_path):

@@ -80,7 +80,7 @@ def test_estimates_and_hc3_errors_are_those_of_statsmodels(seed: int, p: int, ex
     found = model.judge(contrasts, y)
     expected = sm.OLS(y, model.x).fit(cov_type="HC3").t_test(contrasts)
     np.testing.assert_allclose(found.estimate, expected.effect, rtol=1e-7, atol=1e-10)
-    np.testing.assert_allclose(found.se, expected.sd.ravel(), rtol=1e-7)
+    np.testing.assert_allclose(model.hc3(contrasts, y), expected.sd.ravel(), rtol=1e-7)
     np.testing.assert_allclose(model.coefficients(y), sm.OLS(y, model.x).fit().params, rtol=1e-7, atol=1e-10)
 
 
@@ -152,8 +152,7 @@ def test_a_run_that_is_fitted_perfectly_borrows_the_spread_of_the_others() -> No
     y = np.array([1.0, 2, 3, 4, 2, 4, 6, 8, 7])
     found = LinearModel(x).judge(np.array([[1.0, -1, 0], [1, 0, -1]]), y)
     assert found.pooled.tolist() == [False, True]
-    assert np.isnan(found.se[1])
-    assert np.isfinite(found.se[0])
+    assert np.isnan(LinearModel(x).hc3(np.array([[1.0, -1, 0], [1, 0, -1]]), y)).tolist() == [False, True]
     low, high = sm.OLS(y, x).fit().t_test([[1, 0, -1]]).conf_int()[0]
     assert (found.low[1], found.high[1]) == pytest.approx((low, high))
 

@@ -1,8 +1,9 @@
 """The command line: options and help. What commands do is in `commands` and `commands_doctor`, loaded when one runs.
 
-Exit codes: 0 done; 1 an error of homeostat's own; 2 something in the request cannot be used (nothing was lost);
-3 a study ended, but some of its trials failed; 4 the worst that an examination found is a warning; 5 it found an error;
-6 a training is ill and no repair was confirmed; 130 interrupted (the same command goes on where it stopped).
+Exit codes: 0 done; 1 an error of homeostat's own; 2 something in the request cannot be used (nothing was lost), which
+it cannot either where no trial of a study ended well; 3 a study ended, but some of its trials failed; 4 the worst that
+an examination found is a warning; 5 it found an error; 6 a training is ill and no repair was confirmed; 130 interrupted
+(the same command goes on where it stopped).
 """
 
 from __future__ import annotations
@@ -15,7 +16,21 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from homeostat.errors import HomeostatError
+from homeostat.cli_options import (
+    TASK_HELP,
+    Cpus,
+    DataSeed,
+    Epochs,
+    Gpus,
+    Model,
+    On,
+    RecipeFile,
+    Settings,
+    Target,
+    TaskArgument,
+    Track,
+)
+from homeostat.errors import HomeostatError, invalid
 
 app = typer.Typer(
     name="homeostat",
@@ -29,28 +44,6 @@ app = typer.Typer(
     "5 errors found · 6 not repaired · 130 interrupted.",
 )
 
-_TASK_HELP = (
-    "digits, spirals, curve, mnist, fashion-mnist, cifar10; a .csv, .tsv or .parquet file; a folder of images (one "
-    "subfolder per class); or package.module:function returning a homeostat.Task."
-)
-TaskArgument = Annotated[
-    str,
-    typer.Argument(help=_TASK_HELP, show_default=False),
-]
-Target = Annotated[str | None, typer.Option(help="The column to predict, where the task is a table.")]
-DataSeed = Annotated[int, typer.Option(help="Seed of the train / validation / test split.")]
-RecipeFile = Annotated[
-    str | None, typer.Option("--recipe", help="TOML file with the recipe; default: every setting's default.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting of the recipe, key=value; repeatable.", metavar="KEY=VALUE"),
-]
-Model = Annotated[
-    str | None, typer.Option(help="Built-in model: mlp, cnn, resnet, plain, alexnet or inception; default: the task's.")
-]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training split; default: the recipe's (20).")]
-
 
 @app.command(
     epilog="Example: homeostat study digits --factor norm=none,batch --factor dropout=0,0.2 --seeds 5 --epochs 20"
@@ -58,7 +51,7 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the training split
 def study(
     task: Annotated[
         str | None,
-        typer.Argument(help=_TASK_HELP, show_default=False),
+        typer.Argument(help=TASK_HELP, show_default=False),
     ] = None,
     factor: Annotated[
         list[str] | None,
@@ -66,7 +59,8 @@ def study(
             "--factor",
             "-f",
             help="What is varied: name=level,level,... with a setting of the recipe as name, the simplest level first; "
-            "repeatable. Default: five techniques that suit the task.",
+            "with ' @ other=level' behind it, only where the other has that level; repeatable. Default: five "
+            "techniques that suit the task.",
             metavar="NAME=A,B",
         ),
     ] = None,
@@ -74,14 +68,38 @@ def study(
     model: Model = None,
     epochs: Epochs = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Seeds; each treatment is trained under every one; default: 5.")
+        int | None, typer.Option(help="Seeds; each treatment is trained under every one; default: 5, with --until 30.")
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Stop adding seeds when effects are known to ± this, or clear; or best: the best treatment."),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Nuisance factor: each treatment is judged at its best level; repeatable.", metavar="NAME=A,B"
+        ),
     ] = None,
     design: Annotated[
         str | None,
-        typer.Option(help="full, fractional, or auto: full up to 32 treatments, else a fraction; default: auto."),
+        typer.Option(
+            help="full, fractional, plackett-burman, screening, orthogonal, optimal, or auto: full up to 32 "
+            "treatments, else a fraction of two-level factors, else D-optimal; default: auto."
+        ),
     ] = None,
     resolution: Annotated[
         int | None, typer.Option(help="Resolution of a fractional design: 3, 4 or 5; default: 5.")
+    ] = None,
+    runs: Annotated[
+        int | None, typer.Option(help="Treatments of an optimal design; the most of a fraction.", show_default=False)
+    ] = None,
+    interactions: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What an optimal design estimates beside main effects: all, none, or name:name; repeatable; "
+            "default: all, where that is affordable.",
+            metavar="NAME:NAME",
+        ),
     ] = None,
     response: Annotated[
         str | None, typer.Option(help="The metric to judge by; default: the task's metric on the validation split.")
@@ -97,10 +115,42 @@ def study(
         typer.Option(help="TOML file with task, seeds and tables recipe and factors; the command line overrides it."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes, one core each; default: the number of cores. 0: this process.")
+        int | None,
+        typer.Option(
+            help="Worker processes, one thread each; default: the number of cores. 0: this process and its threads."
+        ),
     ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="How long a trial may take, such as 90s or 10m; then it has failed.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="How much memory a worker may hold, such as 4G; then its trial has failed.")
+    ] = None,
+    on: On = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    track: Track = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on although code, data or settings changed, if the design did not.")
+    ] = False,
     out: Annotated[str | None, typer.Option(help="Directory of the study; default: studies/NAME-HASH.")] = None,
     data_seed: DataSeed = 0,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Run nothing: print the design, what it tells apart, the seeds that it takes, and the time."
+        ),
+    ] = False,
+    delta: Annotated[
+        float | None, typer.Option(help="For --plan: the effect to see, in the metric's unit.", show_default=False)
+    ] = None,
+    spread: Annotated[
+        float | None,
+        typer.Option(help="For --plan: the standard deviation of runs of one treatment between seeds."),
+    ] = None,
+    pilot: Annotated[
+        str | None, typer.Option(help="For --plan: the directory of a study that tells spread and time.", metavar="DIR")
+    ] = None,
 ) -> None:
     """Measure which techniques help, alone and together: every treatment under the same seeds, effects with intervals.
 
@@ -108,19 +158,42 @@ def study(
     """
     asked: dict[str, Any] = {"task": task, "target": target, "seeds": seeds, "design": design, "resolution": resolution}
     asked |= {"response": response, "margin": margin, "factors": factor or None}
+    asked |= {"runs": runs, "interactions": interactions or None, "until": until, "tune": tune or None}
     base = {"model": model, "epochs": epochs}
+    planned = {"delta": delta, "spread": spread, "pilot": pilot}
+    for name, value in planned.items():
+        if value is not None and not plan:
+            raise invalid(f"--{name}", "it", "be given with --plan", value, "It says nothing about a study that runs.")
 
     def run() -> int:
         from homeostat.study import launch
 
-        launch.warm(("homeostat.training.objective", "torch._dynamo"))  # workers get ready while this process does
+        if not plan and on is None:
+            launch.warm(("homeostat.training.objective", "torch._dynamo"))  # workers get ready while this process does
         from homeostat import commands
 
         return commands.study(
-            asked, base, settings or [], recipe, config, workers=workers, out=out, data_seed=data_seed
-        )
+            asked, base, settings or [], recipe, config,
+            workers=workers, timeout=timeout, memory=memory, anyway=anyway, out=out, data_seed=data_seed,
+            on=on, cpus=cpus, gpus=gpus, track=track, planned=planned if plan else None,
+        )  # fmt: skip
 
     _leave(run, "Stopped. The same command goes on where this one was.")
+
+
+@app.command(epilog="Example: homeostat status studies/digits-1a2b3c4d --watch")
+def status(
+    directory: Annotated[str, typer.Argument(help="The directory of a study.", show_default=False)],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until it has ended.")] = False,
+) -> None:
+    """Say how a study stands: what is done, what runs, what failed, the strongest effects so far; disturbs nothing."""
+
+    def run() -> int:
+        from homeostat import commands_study
+
+        return commands_study.status(directory, watch=watch)
+
+    _leave(run, "Stopped.")
 
 
 @app.command(epilog="Example: homeostat fit digits --recipe recipe.toml --seed 3 --out fits/digits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,8 +23,11 @@ from homeostat.errors import HomeostatError, invalid, unknown
 from homeostat.parts.export_onnx import export_onnx
 from homeostat.parts.fold import fold as fold_model
 from homeostat.parts.fold import plan_folding
-from homeostat.study.design import Design, make_design
+from homeostat.study.cluster import Cluster
+from homeostat.study.design import KINDS, Design, make_design, plan
 from homeostat.study.factors import Factor, as_factors, level_text, parse_level
+from homeostat.study.pilot import read_pilot
+from homeostat.study.sequence import MOST, Until
 from homeostat.study.study import Study, StudyInterrupted
 from homeostat.training.datasets import load_task
 from homeostat.training.export import load_model, save_fit, weights_of, write_file
@@ -32,7 +37,11 @@ from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 from homeostat.training.user import user_model
 
-_STUDY_KEYS = ("task", "target", "seeds", "design", "resolution", "response", "margin", "recipe", "factors")
+_STUDY_KEYS = (
+    *("task", "target", "seeds", "design", "resolution", "runs", "interactions", "response", "margin"),
+    *("until", "recipe", "factors", "tune"),
+)
+_QUICK = 15.0  # seconds that an epoch may take for a plan to time one
 _CHECKING = "Trying everything on one batch (the first time on a machine, kernels are compiled: some seconds) ..."
 
 
@@ -44,27 +53,38 @@ def study(
     config_file: str | None,
     *,
     workers: int | None,
+    timeout: str | None,
+    memory: str | None,
+    anyway: bool,
     out: str | None,
     data_seed: int,
+    on: str | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    track: str | None = None,
+    planned: Mapping[str, Any] | None = None,
 ) -> int:
-    """Run the study that the command line and its TOML file ask for; returns the exit code."""
+    """Run the study that the command line and its TOML file ask for, or plan it; returns the exit code.
+
+    Args:
+        planned: None: run it. Otherwise delta, spread and pilot of its plan, each None where it is not given.
+    """
     console = Console()
     _check_out(out)
     request = {**_study_file(config_file), **{key: value for key, value in asked.items() if value is not None}}
     if not request.get("task"):
         raise invalid("study", "the task", "be named", None, "Example: homeostat study digits.")
     recipe = _recipe(recipe_file, request.get("recipe", {}), settings, base)
-    with console.status(f"Reading {escape(str(request['task']))} ...") as status:
+    with console.status(f"Reading {escape(str(request['task']))} ..."):
         task = load_task(request["task"], target=request.get("target"), seed=data_seed)
         factors = as_factors(request["factors"]) if request.get("factors") else _five_techniques(task)
-        _check_names(factors)
+        tune = as_factors(request["tune"]) if request.get("tune") else None
+        _check_names((*factors, *(tune or ())))
         design = _design(factors, request)
         objective = Objective(task, recipe, spec=request["task"])
         response = request.get("response", objective.response)
         if response not in objective.goals:
             raise unknown("study", "response", response, objective.goals)
-        status.update(_CHECKING)
-        objective.check(design.config(treatment) for treatment in design.treatments.index)
     running = Study(
         objective,
         design,
@@ -73,7 +93,13 @@ def study(
         response=response,
         goal=objective.goals[response],
         margin=request.get("margin", 0.0),
+        until=_until(request.get("until")),
+        tune=tune,
         workers=workers,
+        on=_cluster(on, cpus, gpus),
+        track=track,
+        timeout=timeout,
+        memory=memory,
         info={
             "title": f"{task.name}: which techniques help?",
             "command": shlex.join(["homeostat", *sys.argv[1:]]),
@@ -82,8 +108,13 @@ def study(
             "environment": environment.describe(),
         },
     )
+    if planned is not None:
+        with console.status(_CHECKING):
+            objective.check(running.configs)
+        _print_plan(console, running, objective, response, planned, workers)
+        return 0
     try:
-        result = running.run()
+        result = running.run(anyway=anyway)
     except StudyInterrupted as stop:
         console.print(f"[yellow]{stop}[/]", highlight=False)
         return 130
@@ -91,7 +122,7 @@ def study(
 
     print_summary(result.analysis, console)
     _say(console, f"\nReport: {result.report}\nRecipe: {result.directory / 'recipe.toml'}")
-    return 3 if result.analysis.failed else 0
+    return 3 if (result.trials["status"] == "quarantined").any() else 0
 
 
 def fit(
@@ -171,6 +202,13 @@ def _check_out(out: str | None) -> None:
         raise invalid("--out", "the directory", "have a name", out, "Is a variable of the shell empty?")
 
 
+def _cluster(on: str | None, cpus: float | None, gpus: float | None) -> Cluster | None:
+    for name, value in (("--cpus", cpus), ("--gpus", gpus)):
+        if value is not None and on is None:
+            raise invalid(name, "it", "be given with --on", value, "Trials on this machine have --workers.")
+    return None if on is None else Cluster(on, 1 if cpus is None else cpus, gpus or 0)
+
+
 def _study_file(path: str | None) -> dict[str, Any]:
     """The TOML file of a study: task, target, seeds, design, ..., and the tables recipe and factors."""
     if path is None:
@@ -223,11 +261,77 @@ def _five_techniques(task: Task) -> tuple[Factor, ...]:
 
 
 def _design(factors: tuple[Factor, ...], request: Mapping[str, Any]) -> Design:
-    seeds = request.get("seeds", 5)
-    kind, resolution = request.get("design", "auto"), request.get("resolution")
-    if kind not in ("auto", "full", "fractional"):
-        raise unknown("study", "design", kind, ("auto", "full", "fractional"))
-    return make_design(factors, seeds, kind=kind, resolution=resolution)
+    seeds = request.get("seeds", 5 if request.get("until") is None else MOST)
+    kind, interactions = request.get("design", "auto"), request.get("interactions")
+    if kind not in KINDS:
+        raise unknown("study", "design", kind, KINDS)
+    if isinstance(interactions, list) and interactions in (["all"], ["none"]):
+        interactions = interactions[0]
+    resolution, runs = request.get("resolution"), request.get("runs")
+    return make_design(factors, seeds, kind, resolution, runs=runs, interactions=interactions)
+
+
+def _until(asked: float | str | None) -> Until | None:
+    """The aim of a sequential study; a number may come as text."""
+    try:
+        return asked if asked is None else float(asked)
+    except ValueError:
+        if asked == "best":
+            return "best"
+        raise invalid("study", "until", "be a number or 'best'", asked) from None
+
+
+def _print_plan(
+    console: Console,
+    study: Study,
+    objective: Objective,
+    response: str,
+    planned: Mapping[str, Any],
+    workers: int | None,
+) -> None:
+    """Print what the design will see and cost."""
+    delta, spread, seconds = planned["delta"], planned["spread"], None
+    pilot = None if planned["pilot"] is None else read_pilot(planned["pilot"], response)
+    if pilot is not None:
+        seconds, spread = pilot.seconds, pilot.spread if spread is None else spread
+    else:
+        with console.status("Timing the base treatment ..."):
+            seconds = _timed(objective, study.design)
+    if study.grid is not None:
+        _say(console, f"{study.grid.describe(study.design)} Below, a trial stands for all its levels.")
+        seconds = None if seconds is None else seconds * len(study.grid.settings)
+    processes = max(1, environment.available_cores() if workers is None else workers)
+    _say(console, str(plan(study.design, delta=delta, spread=spread, seconds=seconds, workers=processes)))
+    if pilot is not None and planned["spread"] is None:
+        _say(
+            console,
+            f"The spread is the pilot's: {pilot.spread:.3g}, with 95 % between {pilot.low:.3g} and {pilot.high:.3g}.",
+        )
+    elif seconds is not None and pilot is None:
+        _say(console, "The time was measured on a few epochs of the base treatment, on one thread.")
+    _say(console, "Nothing was run and nothing was written: this is a plan.")
+
+
+def _timed(objective: Objective, design: Design) -> float | None:
+    """The seconds of a trial on one thread, from four epochs of the base treatment; None where those take too long."""
+    start = time.perf_counter()
+    objective.check(design.config(treatment) for treatment in design.treatments.index)
+    eight = (time.perf_counter() - start) / len(design.treatments)  # examples, so that an epoch is shorter than these
+    if eight * len(objective.task.train) / 8 > _QUICK:
+        return None
+    threads, took = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for epochs in (1, 1, 2):  # the first warms up
+            short = Objective(objective.task, objective.recipe.varied({"epochs": epochs}))
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the study tells them
+                short(design.base, 0)
+            took.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return took[1] + (objective.recipe.epochs - 1) * max(0.0, took[2] - took[1])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planted import planted
 
 from homeostat.study.analysis import Analysis, analyze
-from homeostat.study.design import Design, fractional_factorial, full_factorial
+from homeostat.study.design import Design, fractional_factorial, full_factorial, make_design
 
 FIVE = {
     "norm": ["none", "batch"],
@@ -346,3 +346,16 @@ def test_a_gain_by_a_model_with_aliased_interactions_says_so() -> None:
     found = study(design, lambda c: 0.7 + 0.05 * c["a"])
     assert found.recommendation.treatment is None
     assert "interactions that this fraction cannot tell apart from others: confirm it by running" in found.summary
+
+
+def test_a_factor_is_taken_up_together_with_the_one_it_is_nested_in() -> None:
+    factors = ["dropout=off,on", "rate=0.1,0.3,0.5 @ dropout=on", "norm=a,b,c", "x=0,1"]
+    design = make_design(factors, 3, "full")
+
+    def truth(config: dict[str, object]) -> float:
+        return 0.5 + 0.05 * (config["dropout"] == "on") + 0.1 * (config.get("rate") == 0.3)
+
+    found = [analyze(planted(design, truth, seed=seed), design, response="valid_score") for seed in range(4)]
+    assert [(each.recommendation.config["dropout"], each.recommendation.config["rate"]) for each in found] == [
+        ("on", 0.3)
+    ] * 4

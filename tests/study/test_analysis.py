@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +11,10 @@ import statsmodels.formula.api as smf
 from planted import planted
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
+from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 from homeostat.errors import InvalidValue
-from homeostat.inference import paired_interval
+from homeostat.inference import mean_interval, paired_interval
 from homeostat.study.analysis import Analysis, analyze
 from homeostat.study.design import Design, fractional_factorial, full_factorial
 
@@ -33,26 +36,61 @@ def test_a_two_by_two_study_done_by_hand() -> None:
     """Treatments none/0, none/0.5, batch/0, batch/0.5 under two seeds.
 
     Means 10.5, 12.5, 15.5, 21.5. norm: (15.5 + 21.5)/2 - (10.5 + 12.5)/2 = 7. dropout: (12.5 + 21.5)/2 -
-    (10.5 + 15.5)/2 = 4. Interaction: ((21.5 - 12.5) - (15.5 - 10.5))/2 = 2. Seed means 14.5 and 15.5, so a seed gives
-    -0.5 or +0.5. Of treatments 0 and 3 that leaves residuals of +-0.5, of the others none: s^2 = 4 * 0.25 / (8 - 5).
-    The standard error of a difference of two means of four is sqrt(s^2 / 2) = 0.408248; t(0.975; 3) = 3.182446.
+    (10.5 + 15.5)/2 = 4. Interaction: ((21.5 - 12.5) - (15.5 - 10.5))/2 = 2. By seed: norm 6.25 and 7.75, dropout 3.75
+    and 4.25, interaction 1.75 and 2.25, so standard errors of 0.75, 0.25 and 0.25; t(0.975; 1) = 12.706205.
+    Pure error: of the differences 0, 0, 1, 2 between the seeds remain 2 * (0.375^2 + 0.375^2 + 0.125^2 + 0.625^2) =
+    1.375, s^2 = 1.375 / 3; a difference of two means of four has the error sqrt(s^2 / 2); t(0.975; 3) = 3.182446.
     """
     design = full_factorial(TWO, seeds=2)
-    pairs = {0: (10.5, 10.5), 1: (12.0, 13.0), 2: (15.0, 16.0), 3: (20.5, 22.5)}
+    pairs = {0: (10.5, 10.5), 1: (12.5, 12.5), 2: (15.0, 16.0), 3: (20.5, 22.5)}
     values = {(t, s): pairs[t][s] for t in pairs for s in (0, 1)}
     found = analyze(by_hand(values, design), design, response="score")
-    for label, estimate in (("norm: none → batch", 7.0), ("dropout: 0 → 0.5", 4.0), ("norm × dropout", 2.0)):
+    for label, estimate, error in (
+        ("norm: none → batch", 7.0, 0.75),
+        ("dropout: 0 → 0.5", 4.0, 0.25),
+        ("norm × dropout", 2.0, 0.25),
+    ):
         row = effect(found, label)
-        assert row.estimate == pytest.approx(estimate)
-        assert row.high - row.estimate == pytest.approx(3.182446 * 0.4082483, rel=1e-5)
-        assert row.df == pytest.approx(3)
-    assert effect(found, "norm: none → batch").verdict == "helps"
+        assert (row.estimate, row.se, row.df) == pytest.approx((estimate, error, 1.0))
+        assert row.high - row.estimate == pytest.approx(12.706205 * error)
+        assert row.pure_high - row.estimate == pytest.approx(3.182446 * (1.375 / 6) ** 0.5)
+    assert effect(found, "norm: none → batch").verdict == "no clear effect"
+    assert effect(found, "dropout: 0 → 0.5").verdict == "perhaps helps"
+    assert found.by_seed["norm: none → batch"].tolist() == pytest.approx([6.25, 7.75])
     assert found.treatments["score"].tolist() == [10.5, 12.5, 15.5, 21.5]
     assert found.alone["estimate"].tolist() == pytest.approx([5.0, 2.0])
-    assert found.recommendation.config == {"norm": "batch", "dropout": 0.5}
-    assert found.recommendation.gain.estimate == pytest.approx(11.0)
+    assert found.recommendation.kept == ("dropout",)  # at norm=none 2 in both seeds, which leaves no doubt by itself
     assert found.everything[1].estimate == pytest.approx(11.0)
     assert found.df_resid == 3
+
+
+def test_the_interval_is_that_of_the_seeds_whatever_a_seed_does_to_a_technique() -> None:
+    design = full_factorial(THREE, seeds=6)
+    trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch"))
+    trials["valid_score"] += 0.03 * np.sin(trials["seed"] * 2.0) * (trials["norm"] == "batch")
+    found = analyze(trials, design, response="valid_score")
+    np.testing.assert_allclose(found.effects["df"], 5)
+    for row in found.effects.itertuples():
+        seeds = found.by_seed[row.label].to_numpy()
+        assert (row.low, row.high) == pytest.approx(mean_interval(seeds)[1:3])
+    coded = trials.assign(x=np.where(trials["norm"] == "batch", 0.5, -0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of the correlation of intercept and slope
+        mixed = smf.mixedlm("valid_score ~ x", coded, groups="seed", re_formula="~x").fit()
+    row = effect(found, "norm: none → batch")
+    assert row.estimate == pytest.approx(mixed.fe_params["x"])
+    assert row.se == pytest.approx(mixed.bse_fe["x"], rel=0.02)  # random slopes, by restricted maximum likelihood
+    assert row.high - row.low > 2 * (row.pure_high - row.pure_low)
+
+
+def test_a_seed_that_lacks_a_run_still_says_what_the_model_makes_of_the_others() -> None:
+    design = full_factorial(THREE, seeds=4)
+    trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch") + 0.1 * (c["crop"] is True), noise=0.0, failed=[3])
+    assert analyze(trials, design, response="valid_score").by_seed["norm: none → batch"].tolist() == pytest.approx(
+        [0.02] * 4
+    )
+    seldom = planted(design, lambda c: 0.02, pending=range(2, 8))
+    assert analyze(seldom, design, response="valid_score").by_seed.isna().any(axis=1).tolist() == [True, *[False] * 3]
 
 
 def test_effects_and_errors_are_those_of_statsmodels_with_its_own_coding() -> None:
@@ -69,13 +107,13 @@ def test_effects_and_errors_are_those_of_statsmodels_with_its_own_coding() -> No
         test = fitted.t_test([weights.get(name, 0.0) for name in fitted.params.index])
         row = effect(found, label)
         assert row.estimate == pytest.approx(float(test.effect[0]))
-        assert row.se == pytest.approx(float(test.sd[0, 0]))
+        assert row.pure_se == pytest.approx(float(test.sd[0, 0]))
     expected = multipletests(found.effects["p"], method="holm")[1]
     np.testing.assert_allclose(found.effects["p_holm"], expected)
     assert found.r2 == pytest.approx(fitted.rsquared)
 
 
-def test_in_a_two_level_factorial_the_interval_is_the_one_of_least_squares() -> None:
+def test_in_a_two_level_factorial_the_interval_of_runs_is_the_one_of_least_squares() -> None:
     design = full_factorial(THREE, seeds=4)
     trials = planted(design, lambda c: 0.02 * (c["norm"] == "batch"))
     found = analyze(trials, design, response="valid_score", confidence=0.9)
@@ -84,8 +122,7 @@ def test_in_a_two_level_factorial_the_interval_is_the_one_of_least_squares() -> 
     for label, name in (("norm: none → batch", "norm"), ("dropout × crop", "dropout:crop")):
         low, high = 2 * fitted.conf_int(0.1).loc[name]
         row = effect(found, label)
-        assert (row.estimate, row.low, row.high) == pytest.approx((2 * fitted.params[name], low, high))
-        assert row.p == pytest.approx(fitted.pvalues[name])
+        assert (row.estimate, row.pure_low, row.pure_high) == pytest.approx((2 * fitted.params[name], low, high))
 
 
 def three_way(config: dict[str, object]) -> float:
@@ -145,7 +182,7 @@ def test_effects_do_not_rest_on_the_model_that_does_not_fit() -> None:
     test = fitted.t_test([*weights, *[0.0] * 3])
     row = effect(found, "norm: none → batch")
     assert row.estimate == pytest.approx(float(test.effect[0]))
-    assert row.se == pytest.approx(float(test.sd[0, 0]))
+    assert row.pure_se == pytest.approx(float(test.sd[0, 0]))
 
 
 def test_the_warning_tells_a_factor_that_acts_differently_from_seed_to_seed() -> None:

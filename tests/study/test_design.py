@@ -46,11 +46,12 @@ NIST = {
     (11, 128): 5,
     (15, 16): 3,
     (15, 32): 4,
+    (31, 32): 3,
 }
 
 
 def two_level(count: int) -> dict[str, list[int]]:
-    return {name: [0, 1] for name in "abcdefghijklmopqrstuvwxyz"[:count]}  # "n" is reserved
+    return {f"f{place}" if count > 25 else "abcdefghijklmopqrstuvwxyz"[place]: [0, 1] for place in range(count)}
 
 
 def signs(design: Design) -> np.ndarray:
@@ -224,7 +225,7 @@ def test_fractions_that_do_not_exist_say_what_does() -> None:
 def test_make_design_goes_by_name() -> None:
     assert make_design(two_level(4), 1).kind == "full"
     assert make_design(two_level(4), 1, "fractional", 4).resolution == 4
-    with pytest.raises(InvalidValue, match="'full' or 'fractional'"):
+    with pytest.raises(InvalidValue, match="Did you mean 'fractional'"):
         make_design(two_level(4), 1, "latin")  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match="resolution"):
         make_design(two_level(4), 1, "full", 4)
@@ -260,7 +261,7 @@ def test_auto_runs_in_full_what_is_small_and_of_the_rest_the_best_fraction() -> 
     large = make_design(two, 2, "auto")
     assert (large.kind, len(large.treatments) <= MOST_FULL) == ("fractional", True)
     assert (large.resolution or 0) >= 5
-    assert make_design({name: [0, 1, 2] for name in names[:4]}, 1, "auto").kind == "full"
+    assert make_design({name: [0, 1, 2] for name in names[:3]}, 1, "auto").kind == "full"
     assert make_design({name: [0, 1] for name in names[:5]}, 1, "auto", 3).kind == "fractional"
 
 

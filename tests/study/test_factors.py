@@ -89,6 +89,42 @@ def test_names_that_would_break_a_table_are_refused(name: str) -> None:
         Factor(name, (0, 1))
 
 
+def test_a_nested_factor_is_said_in_text_in_a_mapping_and_in_python() -> None:
+    by_text = as_factors(["dropout=off,on", " rate = 0.1,0.5 @ dropout = on "])
+    assert by_text == as_factors(
+        {"dropout": ["off", "on"], "rate": {"levels": [0.1, 0.5], "within": ["dropout", "on"]}}
+    )
+    assert by_text[1] == Factor("rate", (0.1, 0.5), within=("dropout", "on"))
+    assert str(by_text[1]) == "rate (0.1, 0.5 where dropout is on)"
+    assert parse_factor("mail=a@b,c").levels == ("a@b", "c")
+
+
+def test_the_parents_level_is_the_one_that_the_parent_has() -> None:
+    found = as_factors([Factor("depth", (2, 4)), Factor("width", (8, 16), within=("depth", 4.0))])[1].within
+    assert found is not None
+    assert type(found[1]) is int
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        (["rate=1,2 @ dropout=on"], "unknown parent of 'rate'"),
+        (["dropout=off,on", "rate=1,2 @ dropout=full"], "unknown level of 'dropout'"),
+        (["a=0,1", "b=0,1 @ a=1", "c=0,1 @ b=1"], "not be nested itself"),
+        (["a=0,1", "b=0,1 @ b=1"], "another factor"),
+        (["a=0,1", "b=0,1 @ a"], "@ parent=level"),
+        (["a=0,1", "b=0,1 @ a=1 @ a=0"], "@ parent=level"),
+        ([Factor("a", (0, 1)), {"levels": [1, 2]}], "each factor"),
+        ({"a": [0, 1], "b": {"levels": [1, 2]}}, "hold levels and within"),
+        ({"a": [0, 1], "b": {"levels": [1, None], "within": ["a", 1]}}, "not hold None"),
+        ({"a": [0, 1], "b": {"levels": [1, 2], "within": "a"}}, "within of 'b'"),
+    ],
+)
+def test_what_cannot_be_nested_is_named(factors: object, message: str) -> None:
+    with pytest.raises((InvalidValue, InvalidType), match=message):
+        as_factors(factors)  # type: ignore[arg-type]
+
+
 @given(st.integers(2, 6))
 def test_coding_sums_to_zero_with_the_base_at_minus_one(count: int) -> None:
     coding = Factor("x", tuple(range(count))).coding

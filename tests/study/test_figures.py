@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from homeostat.page.svg import COLORS, NARROW, WIDE, Picture
 from homeostat.page.text import clean, shorten
-from homeostat.study.figures import Interval, Point, cost, forest, matrix, strip
+from homeostat.study.figures import Interval, forest, matrix, strip
+from homeostat.study.scatters import Point, cost, residuals
 
 NAN = float("nan")
 ROWS = (
@@ -85,15 +86,17 @@ def test_the_margin_is_a_band_only_where_there_is_one() -> None:
 
 def picture_of_each_kind() -> list[Picture]:
     table = pd.DataFrame([[NAN, 1.0], [1.0, NAN]])
+    values = np.array([0.5, 1.0, 2.0])
     points = [Point(1.0, 0.9, 0.8, 1.0, "base", 0), Point(2.0, 0.95, NAN, NAN), Point(2.1, 0.96, 0.95, 0.97, "best", 2)]
     return [
         drawn(),
         matrix(["a", "b"], table, table > 0, number=str, better=1.0, alt="Pairs."),
         cost(points, axes_names=("seconds", "Accuracy"), ticks=(str, str), alt="Time."),
+        residuals(values, -values, values > 1, axes_names=("fitted", "left over"), tick=str, alt="Residuals."),
     ]
 
 
-@pytest.mark.parametrize("picture", picture_of_each_kind(), ids=["forest", "matrix", "cost"])
+@pytest.mark.parametrize("picture", picture_of_each_kind(), ids=["forest", "matrix", "cost", "residuals"])
 def test_every_figure_is_plain_markup_of_the_right_size_in_the_colors_of_the_page(picture: Picture) -> None:
     for markup, most in ((picture.wide, WIDE), (picture.narrow, NARROW)):
         root = tree(markup)

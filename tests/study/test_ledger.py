@@ -20,6 +20,14 @@ from homeostat.study.ledger import Ledger, StaleClaim
 from homeostat.study.storage import StorageError
 
 HOLDER = Holder.current("me")
+FIRST_SCHEMA = """
+CREATE TABLE trials (
+    trial INTEGER PRIMARY KEY, treatment INTEGER NOT NULL, seed INTEGER NOT NULL, config TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'running', 'done', 'quarantined')),
+    attempt INTEGER NOT NULL DEFAULT 0, deaths INTEGER NOT NULL DEFAULT 0,
+    token TEXT, worker TEXT, holder TEXT, deadline REAL, seconds REAL, metrics TEXT, failure TEXT, warnings TEXT
+)
+"""
 
 
 @pytest.fixture
@@ -45,20 +53,20 @@ def test_trials_are_claimed_in_run_order_each_once(ledger):
     assert len({claim.token for claim in claims[:4]}) == 4
 
 
-def test_eight_processes_at_once_claim_every_trial_exactly_once(tmp_path):
+def test_sixteen_processes_at_once_claim_every_trial_exactly_once(tmp_path):
     script = f"""
 import os, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from objectives import make_ledger, note
 from homeostat.study.lease import Holder
-for child in range(8):
+for child in range(16):
     if os.fork() == 0:
         ledger = make_ledger({str(tmp_path / "study")!r}, 60)
         while claim := ledger.claim(Holder.current(), 30):
             note({str(tmp_path / "log")!r}, str(claim.trial))
             ledger.finish(claim, {{"y": claim.trial}}, 0.0)
         os._exit(0)
-sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for child in range(8)))
+sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for child in range(16)))
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
     assert sorted(map(int, notes(tmp_path / "log"))) == list(range(60))
@@ -218,6 +226,28 @@ def test_a_dead_worker_is_buried_with_its_trial(ledger):
     assert ledger.trials()["failure"][claim.trial] == "killed"
 
 
+def test_trials_that_wait_are_given_to_nobody_until_they_are_admitted(ledger):
+    ledger.finish(ledger.claim(HOLDER, 30), {"y": 1.0}, 1.0)  # of seed 0
+    assert not ledger.sequential
+    ledger.hold([0, 1])
+    assert ledger.sequential
+    assert ledger.trials()["status"].tolist() == ["done", "waiting", "pending", "waiting"]  # seed 0 was begun
+    assert (ledger.counts().waiting, ledger.counts().planned) == (2, 4)
+    assert ledger.claim(HOLDER, 30).trial == 2
+    assert ledger.claim(HOLDER, 30) is None
+    ledger.admit([1], [1])
+    assert ledger.claim(HOLDER, 30).trial == 3
+    ledger.admit([0, 1], [0, 1])
+    assert ledger.trials()["status"].tolist() == ["done", "pending", "running", "running"]
+
+
+def test_where_there_is_nothing_to_hold_a_study_is_not_sequential(ledger):
+    while claim := ledger.claim(HOLDER, 30):
+        ledger.finish(claim, {"y": 1.0}, 1.0)
+    ledger.hold([0, 1])
+    assert not ledger.sequential
+
+
 def test_the_same_configuration_opens_and_keeps_what_is_there(ledger, tmp_path):
     ledger.finish(ledger.claim(HOLDER, 30), {"y": 1.0}, 1.0)
     again = make_ledger(tmp_path / "study")
@@ -242,6 +272,25 @@ def test_a_newer_schema_is_refused(ledger, tmp_path):
     for opening in (lambda: make_ledger(tmp_path / "study"), lambda: Ledger.open(tmp_path / "study")):
         with pytest.raises(InvalidValue, match=r"a newer homeostat wrote this study \(schema 99"):
             opening()
+
+
+def test_trials_of_the_first_schema_may_wait_once_they_are_brought_up_to_date(ledger, tmp_path):
+    ledger.finish(ledger.claim(HOLDER, 30), {"y": 1.0}, 1.0)
+    before = ledger.trials()
+    ledger.close()
+    with sqlite3.connect(tmp_path / "study" / "study.sqlite") as old:
+        old.execute("ALTER TABLE trials DROP COLUMN started")
+        old.execute("ALTER TABLE trials RENAME TO newer")
+        old.execute(FIRST_SCHEMA)
+        old.execute("INSERT INTO trials SELECT * FROM newer")
+        old.execute("DROP TABLE newer")
+        old.execute("CREATE INDEX trials_by_status ON trials (status, trial)")
+        old.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    old.close()
+    again = make_ledger(tmp_path / "study")
+    assert again.trials().equals(before)
+    again.hold([1])
+    assert again.counts().waiting == 2
 
 
 def test_what_is_no_study_is_refused_and_left_alone(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from homeostat.study import progress
+from homeostat.study.interim import Effect, Strongest
 from homeostat.study.ledger import Counts
 
 
@@ -16,10 +17,10 @@ def clock(monkeypatch):
     return now
 
 
-def shown(terminal, clock, steps):
+def shown(terminal, clock, steps, **more):
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
-    with progress.shown(console, lambda trial: f"norm=[bold], seed {trial}") as watch:
+    with progress.shown(console, lambda trial: f"norm=[bold], seed {trial}", **more) as watch:
         for seconds, what in steps:
             clock[0] += seconds
             (watch.tick if isinstance(what, Counts) else watch.event)(what)
@@ -47,6 +48,22 @@ def test_a_terminal_has_a_bar(clock):
     assert "trials" in text
     assert "4/4" in text
     assert "finished, 1 failed" in text
+
+
+def test_a_terminal_has_the_strongest_effects_below_the_bar(clock):
+    found = Strongest(2, (Effect("norm: none → [red]batch[/]", "+1.3 points [0.8, 1.8]", "helps"),))
+    asked = []
+
+    def strongest(done):
+        asked.append(done)
+        return found
+
+    text = shown(True, clock, [(0, Counts(pending=3, done=1)), (1, Counts(pending=2, done=2))], strongest=strongest)
+    assert asked == [1, 2]
+    assert "Strongest effects so far (complete seeds: 2)" in text
+    assert "norm: none → [red]batch[/]  +1.3 points [0.8, 1.8]  helps" in text
+    assert shown(False, clock, [(9, Counts(pending=3, done=1))], strongest=strongest).count("\n") == 1
+    assert asked == [1, 2]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

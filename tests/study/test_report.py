@@ -41,7 +41,7 @@ VOID = {"meta", "wbr", "br"}
 PARTS = """html head meta title style body header main footer section aside nav p b a h1 h2 h3 ul li dl div dt dd span
     abbr small wbr table thead tbody tr th td figure figcaption details summary pre code svg g defs clippath text path
     use rect circle"""
-ORDER = "treatments effects together interactions curves time recipe design reproduce words"
+ORDER = "treatments effects together interactions curves time recipe checks design reproduce words"
 
 
 class Page(HTMLParser):
@@ -214,7 +214,7 @@ def test_a_screen_reader_finds_its_way(html: str, page: Page) -> None:
     assert headings.count("h1") == 1
     assert all(attributes.get("scope") in {"col", "row"} for tag, attributes in page.elements if tag == "th")
     figures = [a for tag, a in page.elements if tag == "svg" and a.get("class") != "strip"]
-    assert len(figures) == 10  # five, each for a wide and a narrow page
+    assert len(figures) == 12  # six, each for a wide and a narrow page
     assert all(a["role"] == "img" and a["aria-label"] for a in figures)
     assert '<html lang="en">' in html
 
@@ -265,7 +265,9 @@ def test_where_the_two_factor_model_does_not_fit_the_report_says_so() -> None:
     analysis, curves = simulated.three_way()
     assert analysis.direct
     page = assert_stands_alone(render(analysis, curves, {}))
-    assert "Three or more factors interact here, so alone and together compare the treatments themselves" in page.words
+    assert (
+        "The model of effects does not fit here, so alone and together compare the treatments themselves" in page.words
+    )
     assert "does not fit (lack of fit: F(1, " in page.words
     assert analysis.warnings[0] in page.words
     means = analysis.treatments["valid_accuracy"]

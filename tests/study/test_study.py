@@ -163,6 +163,44 @@ def test_the_response_is_what_the_objective_says_or_returns_first(tmp_path):
     assert plain.analysis.response == "valid_accuracy"
 
 
+def test_the_design_is_the_full_one_as_long_as_that_is_affordable():
+    assert Study(measured, FACTORS).design.kind == "full"
+    many = Study(measured, {f"f{number}": [0, 1] for number in range(7)}).design
+    assert (many.kind, many.resolution) == ("fractional", 7)
+
+
+def test_an_objective_that_can_is_asked_about_every_treatment_before_anything_is_written(tmp_path):
+    asked = []
+
+    class Choosy:
+        def check(self, configs):
+            asked.append(list(configs))
+            if any(config["norm"] == "layer" for config in asked[-1]):
+                raise InvalidValue("no layer norm here")
+
+        def __call__(self, config, seed):
+            return measured(config, seed)
+
+    study = Study(Choosy(), FACTORS, 2, tune={"lr": [0.1, 1.0]}, directory=tmp_path / "study", workers=0)
+    for _ in range(2):
+        study.run(progress=False)
+    assert asked == [study.configs]  # a study that goes on has been asked about
+    assert len(study.configs) == 8
+    assert study.configs[1] == {"norm": "none", "dropout": 0, "lr": 1.0}
+    other = Study(Choosy(), {"norm": ["none", "layer"]}, 2, directory=tmp_path / "other", workers=0)
+    with pytest.raises(InvalidValue, match="no layer norm here"):
+        other.run(progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_levels_that_are_one_thing_under_two_names_are_named(tmp_path):
+    def objective(config, seed):
+        return {"y": seed + (config["norm"] == "batch")}
+
+    found = Study(objective, {"norm": ["none", "keep", "batch"]}, 3, directory=tmp_path, workers=0).run(progress=False)
+    assert [text.split(" gave")[0] for text in found.analysis.warnings if "gave" in text] == ["norm=none and norm=keep"]
+
+
 def test_a_design_says_everything():
     design = full_factorial(FACTORS, [7, 8])
     assert Study(measured, design).design is design

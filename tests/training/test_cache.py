@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from homeostat.errors import HomeostatError, InvalidValue
-from homeostat.training.cache import cache_folder, open_task, storable, store_task
+from homeostat.training.cache import cache_folder, open_task, receive_task, storable, store_task, task_files
 from homeostat.training.datasets import load_task
 from homeostat.training.task import Task
 
@@ -140,3 +140,28 @@ def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
     assert store_task(load_task("spirals")).parent == tmp_path / "tasks"
     monkeypatch.delenv("HOMEOSTAT_CACHE")
     assert cache_folder().name == "homeostat"
+
+
+def test_a_task_travels_as_files_to_a_machine_without_it_and_only_there(tmp_path):
+    task = load_task("digits")
+    files = task_files(store_task(task, tmp_path / "here"))
+    asked = []
+
+    def fetch():
+        asked.append(True)
+        return files
+
+    for _ in range(2):
+        folder = receive_task(task.fingerprint, fetch, tmp_path / "there")
+    opened = open_task(folder)
+    assert len(asked) == 1
+    assert opened.fingerprint == task.fingerprint
+    assert all(torch.equal(ours.x, theirs.x) for ours, theirs in zip(opened.data, task.data, strict=True))
+    assert opened.description == json.loads(json.dumps(task.description))
+
+
+def test_what_arrives_in_pieces_is_refused(tmp_path):
+    files = task_files(store_task(load_task("digits"), tmp_path / "here"))
+    del files["test_y.npy"]
+    with pytest.raises(HomeostatError, match="holds no whole task"):
+        receive_task("0" * 16, lambda: files, tmp_path / "there")

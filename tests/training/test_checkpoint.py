@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,6 +62,42 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
     with pytest.warns(RuntimeWarning, match="epoch-000003.*using the one before"):
         _, state = Checkpoints(tmp_path).load()
     assert state["epoch"] == 2
+
+
+KILLED = """
+import os, sys, warnings
+import torch
+from homeostat.training.checkpoint import Checkpoints
+
+def save(checkpoints, epoch):
+    checkpoints.save(epoch, {"w": torch.full((3,), float(epoch))}, {"epoch": epoch})
+
+warnings.simplefilter("error")
+for place in ("written", "stored"):
+    for time in range(1, 7):  # two files per checkpoint: the weights, then the manifest
+        folder = f"{sys.argv[1]}/{place}{time}"
+        if os.fork() == 0:
+            os.environ["HOMEOSTAT_FAILPOINTS"] = f"checkpoint.{place}=kill:{time}"
+            checkpoints = Checkpoints(folder)
+            for epoch in (1, 2, 3):
+                save(checkpoints, epoch)
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.wait()[1])
+        found = Checkpoints(folder).load()
+        print(ended, 0 if found is None else found[1]["epoch"], 0 if found is None else int(found[0]["w"][0]))
+        save(Checkpoints(folder), 4)
+        assert sorted(os.listdir(folder))[-1] == "epoch-000004.safetensors"
+        assert not [name for name in os.listdir(folder) if name.startswith(".")]
+"""
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_the_checkpoint_before_whole(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # the renamed manifest is what counts: it is the second file of each checkpoint
+    written = ["-9 0 0", "-9 0 0", "-9 1 1", "-9 1 1", "-9 2 2", "-9 2 2"]
+    stored = ["-9 0 0", "-9 1 1", "-9 1 1", "-9 2 2", "-9 2 2", "-9 3 3"]
+    assert done.stdout.splitlines() == written + stored
 
 
 @pytest.mark.parametrize("content", ["", "{", '[{"file": "x"}]', "7", '[{"file": "../../etc/passwd", "sha256": "0"}]'])

@@ -290,6 +290,20 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         load_task(broken, target="y")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_utf_16_is_read_with_a_byte_order_mark_and_refused_without(tmp_path, encoding, packed):
+    def written(content):
+        path = tmp_path / ("t.csv.gz" if packed else "t.csv")
+        path.write_bytes(gzip.compress(content) if packed else content)
+        return path
+
+    with pytest.raises(InvalidValue, match=r"text in UTF-8, but got 'byte 0x00'\. It seems to be UTF-16 without a"):
+        load_task(written(GOOD.encode(encoding)), target="y")
+    marked = read_table(written(("\ufeff" + GOOD).encode(encoding)))[0]
+    assert marked.equals(read_table(text(tmp_path, GOOD))[0])
+
+
 def test_the_target_must_be_there(tmp_path):
     path = text(tmp_path, GOOD.replace("x,z,y", "size,rooms,price"))
     with pytest.raises(InvalidValue, match=r"\(--target\)\. Columns: size, rooms, price"):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from dataclasses import dataclass
 
 from homeostat.errors import invalid
-
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|)\s*", re.IGNORECASE)
+from homeostat.quantities import seconds_of
 
 
 class Deadline:
@@ -70,9 +67,9 @@ class Budget:
         """
         if isinstance(budget, Budget):
             return budget
-        if isinstance(budget, str) and (match := _TIME.fullmatch(budget)):
-            seconds = float(match[1]) * _UNITS[match[2].lower()]
-            if seconds > 0:
+        if isinstance(budget, str):
+            seconds = seconds_of(budget)
+            if seconds:
                 return Budget(seconds=seconds)
         elif isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
             return Budget(steps=budget)

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from homeostat.inference import NO_INTERVAL, Interval, holm, p_beyond
+from homeostat.study.best import simultaneous_gain
 from homeostat.study.effects import EffectModel, Goal, fit, oriented
-from homeostat.study.factors import Level, level_text
+from homeostat.study.factors import Factor, Level, level_text
 from homeostat.study.outcomes import divergence_by_level
 from homeostat.study.wording import Unit, counted, listed, setting
 
@@ -28,9 +29,11 @@ class Recommendation:
 
     The gain is the one that a reader finds in the table of treatments: the recommended treatment's runs against those
     of the base treatment, seed by seed, whatever the model says. It was looked at when the treatment was chosen, so it
-    is a little optimistic. `predicted` is what all trials together say of it, by the model of two-factor interactions,
-    where that model fits: more precise, and as good as that model. `confirm` is the same gain on the test metric, which
-    played no part in the choice; the runs are the same, though, so what was luck in them is luck there too.
+    is a little optimistic, and its interval covers 93 to 99 % (docs/statistics.md); `gain_of_any` is the same with an
+    interval that holds whichever treatment was picked. `predicted` is what all trials together say of it, by the model
+    of two-factor interactions, where that model fits: more precise, and as good as that model. `confirm` is the same
+    gain on the test metric, which played no part in the choice; the runs are the same, though, so what was luck in them
+    is luck there too.
 
     Attributes:
         config: the recommended level of every factor.
@@ -40,6 +43,7 @@ class Recommendation:
         gain: response of this treatment minus that of the base treatment, in the response's own sign; exactly 0 where
             it is the base treatment, NaN where one of the two gave no result.
         gain_method: "direct" (measured, both ran), "model" (one of the two was not run, or runs were not repeated), "".
+        gain_of_any: `best.simultaneous_gain` of a recommendation that was run; None for the base treatment.
         predicted: the gain by the model; None where the model does not fit or is `gain` already.
         confirm: the same difference of the test metric, where the response is valid_X and test_X was measured and
             the recommendation is not the base treatment; otherwise None.
@@ -53,6 +57,7 @@ class Recommendation:
     reasons: list[str]
     gain: Interval
     gain_method: str = ""
+    gain_of_any: Interval | None = None
     predicted: Interval | None = None
     confirm: Interval | None = None
     confirm_metric: str | None = None
@@ -87,13 +92,14 @@ def recommend(
     """
     search = _Search(model, treatments, unit, oriented(goal), margin)
     config = search.simplest()
-    kept = tuple(factor.name for factor in model.design.factors if config[factor.name] != factor.base)
+    kept = tuple(factor.name for factor in model.design.factors if config.get(factor.name, factor.base) != factor.base)
     number, reasons = model.design.find(config), search.reasons(config)
     if not kept:
         return Recommendation(config, number, kept, reasons, _zero_gain(model, config))
     gain, method = _gain_over_base(model, config, treatments)
     predicted = model.modelled(config, model.design.base) if method == "direct" and not model.direct else None
-    found = Recommendation(config, number, kept, reasons, gain, method, predicted)
+    of_any = simultaneous_gain(model, config) if method == "direct" else None
+    found = Recommendation(config, number, kept, reasons, gain, method, of_any, predicted)
     return _confirmed(found, frame, model, unit.metric, treatments)
 
 
@@ -127,7 +133,7 @@ class _Search:
 
     def _simpler(self, config: dict[str, Level]) -> dict[str, Level] | None:
         """The configuration with one factor less that loses least, or None where each of them clearly loses."""
-        options = [{**config, name: self.model.design.base[name]} for name in self._on(config)]
+        options = [self.model.changed(config, {name: self._bases[name]}) for name in self._on(config)]
         options = [option for option in options if self._usable(option)] or self._much_simpler(config)
         gains = [self.model.difference(config, option) for option in options]
         doubtful = [place for place, clear in enumerate(self._clear(gains)) if not clear]
@@ -135,29 +141,24 @@ class _Search:
             return None
         least = min(doubtful, key=lambda place: _size(self.sign * gains[place].estimate))
         for name in self._on(config):
-            if options[least][name] != config[name]:
+            if options[least].get(name) != config[name]:
                 self.dropped[name] = (config, gains[least])
         return options[least]
 
     def _much_simpler(self, config: Mapping[str, Level]) -> list[dict[str, Level]]:
         """The treatments with several factors less, for fractions and where those with one less diverged."""
-        on = self._on(config)
-        found = []
-        for number in self.model.design.treatments.index:
-            other = self.model.design.config(number)
-            changed = [name for name in other if other[name] != config[name]]
-            base = self.model.design.base
-            if changed and set(changed) <= set(on) and all(other[name] == base[name] for name in changed):
-                found.append(other)
+        own, run = self.model.positions(config), self.model.treatment_positions
+        less = ((run == own) | ((own > 0) & (run <= 0))).all(axis=1) & (run != own).any(axis=1)
+        found = [self.model.levels(row) for row in run[less]]
         return [other for other in found if self._usable(other)]
 
     def _better(self, config: dict[str, Level]) -> dict[str, Level] | None:
         """The configuration with one level changed that gains most, or None where none clearly gains."""
         options = [
-            {**config, factor.name: level}
+            self.model.changed(config, {**_opening(factor, config), factor.name: level})
             for factor in self.model.design.factors
             for level in factor.levels
-            if level not in (config[factor.name], factor.base)
+            if level not in (config.get(factor.name, factor.base), factor.base)
         ]
         options = [option for option in options if self._usable(option)]
         gains = [self.model.difference(option, config) for option in options]
@@ -165,7 +166,12 @@ class _Search:
         return options[max(sure, key=lambda place: self.sign * gains[place].estimate)] if sure else None
 
     def _on(self, config: Mapping[str, Level]) -> list[str]:
-        return [factor.name for factor in self.model.design.factors if config[factor.name] != factor.base]
+        return [name for name, base in self._bases.items() if config.get(name, base) != base]
+
+    @cached_property
+    def _bases(self) -> dict[str, Level]:
+        """The base level of every factor, nested ones too."""
+        return {factor.name: factor.base for factor in self.model.design.factors}
 
     def _clear(self, gains: Sequence[Interval]) -> list[bool]:
         """Which gains are clear, judged together; comparisons that are not made count as showing nothing."""
@@ -192,7 +198,11 @@ class _Search:
         if self.model.direct or design.combinations > MOST_PREDICTED:
             return self.model.treatment_positions
         sizes = [len(factor.levels) for factor in design.factors]
-        return np.indices(sizes).reshape(len(sizes), -1).T
+        every = np.indices(sizes).reshape(len(sizes), -1).T
+        if all(factor.within is None for factor in design.factors):
+            return every
+        present = [self.model.positions(self.model.levels(row)) for row in every]
+        return np.unique(present, axis=0)
 
     @cached_property
     def _broken(self) -> np.ndarray:
@@ -223,13 +233,12 @@ class _Search:
         run = self.model.treatment_positions
         clean = np.ones(len(positions), dtype=bool)
         for broken in run[self._broken > 0]:
-            clean &= (positions == broken).sum(axis=1) < 2
-        sizes = tuple(len(factor.levels) for factor in self.model.design.factors)
+            clean &= ((positions == broken) & (broken >= 0)).sum(axis=1) < 2
         finished = (self.treatments["n"] > 0).to_numpy()
-        number = {code: i for i, code in enumerate(np.ravel_multi_index(run.T, sizes).tolist()) if finished[i]}
-        for place, code in enumerate(np.ravel_multi_index(positions.T, sizes).tolist()):
-            if code in number:
-                clean[place] = self._share[number[code]] <= tolerated
+        number = {tuple(row): i for i, row in enumerate(run.tolist()) if finished[i]}
+        for place, row in enumerate(positions.tolist()):
+            if tuple(row) in number:
+                clean[place] = self._share[number[tuple(row)]] <= tolerated
         return clean
 
     def _usable(self, config: Mapping[str, Level]) -> bool:
@@ -237,6 +246,8 @@ class _Search:
 
     def _reason(self, name: str, config: Mapping[str, Level]) -> str:
         factor = next(factor for factor in self.model.design.factors if factor.name == name)
+        if name not in config and factor.within is not None:
+            return f"{name} is not there: it belongs to {setting(*factor.within)}"
         if config[name] != factor.base:
             return self._kept_reason(name, config, factor.base)
         now = setting(name, factor.base)
@@ -250,7 +261,8 @@ class _Search:
             return (
                 f"{setting(name, before[name])} dropped: {self._gain(interval)}{alone}, {self._why_not(interval)}{gone}"
             )
-        others = {level: self.model.difference({**config, name: level}, config) for level in factor.levels[1:]}
+        changed = {level: self.model.changed(config, {name: level}) for level in factor.levels[1:]}
+        others = {level: self.model.difference(other, config) for level, other in changed.items()}
         known = {level: found for level, found in others.items() if not np.isnan(found.estimate)}
         if not known and self.model.direct and self.model.design.kind == "fractional":
             return f"{now} stays: the same with another level was not run"
@@ -274,7 +286,7 @@ class _Search:
 
     def _kept_reason(self, name: str, config: Mapping[str, Level], base: Level) -> str:
         now = setting(name, config[name])
-        simpler = {**config, name: base}
+        simpler = self.model.changed(config, {name: base})
         number = self.model.design.find(simpler)
         if number is not None and self._broken[number]:
             row: Any = self.treatments.loc[number]
@@ -303,6 +315,11 @@ class _Search:
         if self.margin > 0:
             return f"no clear gain beyond the margin of {self.unit.amount(self.margin, np.nan, np.nan)}"
         return "no clear gain"
+
+
+def _opening(factor: Factor, config: Mapping[str, Level]) -> dict[str, Level]:
+    """The level of another factor that a nested one needs, where the configuration has not got it."""
+    return {} if factor.name in config or factor.within is None else dict([factor.within])
 
 
 def _size(gain: float) -> float:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from homeostat.inference import FTest, holm
 from homeostat.study.design import Design
+from homeostat.study.effect_table import by_lenth
 from homeostat.study.effects import EffectModel
 from homeostat.study.outcomes import divergence_table
+from homeostat.study.residuals import outliers
 from homeostat.study.wording import Unit, counted, listed, setting
 
 MOST_LISTED = 5
@@ -31,15 +33,15 @@ def concerns(frame: pd.DataFrame, model: EffectModel, effects: pd.DataFrame, uni
     found = [*_incomplete(frame, model.design), *_failed(frame), *_diverged(frame, model)]
     if len(model.y):
         found += [*_test_data(unit), *_not_estimable(frame, effects, model)]
-        found += _constant(frame, model, unit) or _spread(model)
-        found += [*_lack_of_fit(model), *_slopes(model)]
-        found += [*_pooled(effects), *_aliased(model.design)]
+        found += _constant(frame, model, unit) or _spread(model, effects)
+        found += [*_lack_of_fit(model), *_slopes(model), *_outliers(model)]
+        found += [*_pooled(effects), *_aliased(model.design), *_partly(effects)]
     return found + _from_trials(frame, model.design)
 
 
 def _incomplete(frame: pd.DataFrame, design: Design) -> list[str]:
     finished = int(frame["outcome"].isin(["ok", "diverged"]).sum())
-    if finished + int((frame["outcome"] == "failed").sum()) == design.trials:
+    if finished + int(frame["outcome"].isin(["failed", "spared"]).sum()) == design.trials:
         return []
     return [f"The study is not complete: {finished} of {counted(design.trials, 'trial')} have finished."]
 
@@ -130,9 +132,11 @@ def _not_estimable(frame: pd.DataFrame, effects: pd.DataFrame, model: EffectMode
     return found
 
 
-def _spread(model: EffectModel) -> list[str]:
+def _spread(model: EffectModel, effects: pd.DataFrame) -> list[str]:
     """Whether the seeds say how much results vary from run to run."""
     seeds = len(set(model.seed.tolist()))
+    if by_lenth(model, len(effects)) and effects["low"].notna().any():
+        return ["Only one seed: intervals take most effects to be nearly zero (Lenth's method). " + _MORE]
     if model.linear.df_resid < 1:
         return ["No run repeats another, so there are no intervals: use --seeds 3 or more."]
     if seeds == 1:
@@ -149,13 +153,18 @@ def _same_under_every_seed(model: EffectModel) -> bool:
 
 
 def _lack_of_fit(model: EffectModel) -> list[str]:
-    """Whether combinations are more than main effects and two-factor interactions."""
+    """Whether combinations are more than the effects that are estimated."""
     if not model.direct:
         return []
+    design = model.design
+    aliased = {effect for group in design.alias_sets for effect, _ in group[1:]}
+    left_out = set(design.effects) - set(model.effects) - aliased
+    who, what = "Three or more factors interact", "main effects and interactions"
+    if left_out:
+        who, what = "Factors interact in ways that the model leaves out", "effects"
     return [
-        f"Three or more factors interact ({_test(model.lack_of_fit)}): main effects and interactions are averages over "
-        "the other factors, and particular combinations differ from their sum. Combinations are therefore compared by "
-        "their own runs alone."
+        f"{who} ({_test(model.lack_of_fit)}): {what} are averages over the other factors, and particular combinations "
+        "differ from their sum. Combinations are therefore compared by their own runs alone."
     ]
 
 
@@ -167,10 +176,28 @@ def _slopes(model: EffectModel) -> list[str]:
     told = [f"{name} ({_test(test)})" for name, test, sure in zip(names, tests, clear, strict=True) if sure]
     if not told or _same_under_every_seed(model):
         return []
-    what, its = ("acts", "its interval") if len(told) == 1 else ("act", "their intervals")
+    what = "acts" if len(told) == 1 else "act"
     return [
-        f"{listed(told)} {what} differently from seed to seed: {its}, which count runs under one seed as independent, "
-        "may be too narrow. More seeds help, more treatments do not."
+        f"{listed(told)} {what} differently from seed to seed. Intervals count seeds, so they hold all the same; more "
+        "seeds make them narrower, more treatments do not."
+    ]
+
+
+def _outliers(model: EffectModel) -> list[str]:
+    """Single runs that lie too far from what their treatment and their seed lead to expect."""
+    far = outliers(model)
+    if far.empty or _same_under_every_seed(model):
+        return []
+    columns = (far[name].head(MOST_LISTED).tolist() for name in ("treatment", "seed", "studentized"))
+    texts = [
+        f"treatment {number} under seed {seed} ({abs(off):.3g} standard errors {'above' if off > 0 else 'below'})"
+        for number, seed, off in zip(*columns, strict=True)
+    ]
+    more = [f"{len(far) - MOST_LISTED} more"] if len(far) > MOST_LISTED else []
+    lies = "lies" if len(far) == 1 else "lie"
+    return [
+        f"{listed([*texts, *more])} {lies} far from what the other runs of the treatment and of the seed lead to "
+        "expect: look at it before you rely on means; interquartile means beside the effects are not moved by it."
     ]
 
 
@@ -181,7 +208,7 @@ def _test(test: FTest) -> str:
 
 
 def _pooled(effects: pd.DataFrame) -> list[str]:
-    labels = effects.loc[effects["se"].isna() & effects["low"].notna(), "label"].tolist()
+    labels = effects.loc[effects["pooled"] & effects["low"].notna(), "label"].tolist()
     if not labels:
         return []
     listing = listed(labels[:MOST_LISTED]) + (" and others" if len(labels) > MOST_LISTED else "")
@@ -189,11 +216,25 @@ def _pooled(effects: pd.DataFrame) -> list[str]:
 
 
 def _aliased(design: Design) -> list[str]:
+    if design.resolution is None and design.alias_sets:
+        return ["This design cannot tell some main effects and interactions of two factors apart: see the aliases."]
     if design.resolution is None or design.resolution > 4:
         return []
     what = "main effects cannot be told apart from" if design.resolution == 3 else "two-factor interactions share"
     rest = "two-factor interactions" if design.resolution == 3 else "their estimates with others"
     return [f"In this fraction {what} {rest}: see the aliases."]
+
+
+def _partly(effects: pd.DataFrame) -> list[str]:
+    """What a design that is no regular one mixes up in part."""
+    held = effects[effects["partly"] != ""]
+    if held.empty:
+        return []
+    row = held.iloc[0]
+    return [
+        "The model of this design leaves interactions out that, should there be any, are in part of "
+        f"{counted(len(held), 'estimate')}; that of {row['label']} holds {row['partly']}."
+    ]
 
 
 def _from_trials(frame: pd.DataFrame, design: Design) -> list[str]:

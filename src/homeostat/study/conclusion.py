@@ -77,7 +77,7 @@ def conclude(
         _by_aliased_model(advice, design, goal),
         f"{diverged} of {counted(finished, 'finished trial')} diverged." if diverged and not told else "",
         f"{failed} of {counted(design.trials, 'trial')} failed." if failed else "",
-        f"Only {finished} of {design.trials} trials have finished." if finished + failed < design.trials else "",
+        f"Only {finished} of {design.trials} trials have finished." if treatments["missing"].sum() else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 

@@ -1,7 +1,8 @@
-"""Effects: the linear model of a study, and main effects and interactions as contrasts of means.
+"""The model of a study: what its trials say of contrasts of treatments, with intervals that count seeds.
 
-Every effect is a contrast of means, written down from its definition, so that two levels or more, full factorials and
-fractions, complete studies and those with holes go through the same few lines. Nothing here is random.
+Every effect is a contrast of means, written down from its definition, so that two levels or more, full factorials,
+fractions and designs that are no regular ones, complete studies and those with holes go through the same few lines.
+Which contrasts there are, and the tables of them, is in `effect_table`. Nothing here is random.
 """
 
 from __future__ import annotations
@@ -11,34 +12,41 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from homeostat.inference import NO_INTERVAL, FTest, Interval, Judged, LinearModel, holm, lack_of_fit, p_beyond
-from homeostat.study.design import Design, Effect, effect_name
+from homeostat.inference import NO_INTERVAL, FTest, Interval, Judged, LinearModel, lack_of_fit
+from homeostat.study.design import Design, Effect
 from homeostat.study.factors import Level, level_text
 from homeostat.study.means import MOST_MEANS, TreatmentMeans
 
 Goal = Literal["maximize", "minimize"]
 
 AVERAGED = -1  # in place of a level's position: the average over the levels of that factor that gave results
-_STATISTICS = ["estimate", "low", "high", "se", "df", "p", "estimable"]
+ABSENT = -2  # in place of the position of a nested factor's level: the treatment is without it
 
 
 @dataclass(frozen=True, eq=False)
 class EffectModel:
-    """response = seed + main effects + the two-factor interactions that the design can tell apart.
+    """response = seed + the effects that the design is meant to estimate and can tell apart.
 
-    Columns are sum-coded with the base at -1 (`Factor.coding`), seeds too, so that a prediction without block
-    columns is the average over the seeds. Of effects that the design cannot tell apart the first has columns.
+    Those are the main effects and two-factor interactions of a factorial, or what `Design.model` names for a design
+    that is no regular one. Columns are sum-coded with the base at -1 (`Factor.coding`), seeds too, so that a prediction
+    without block columns is the average over the seeds. Of effects that the design cannot tell apart the first has
+    columns, and so has an interaction only where the treatments determine it beside all the others.
 
     Three questions, three answers. *Effects* average over the other factors; they are contrasts of the treatments' own
-    means, with pure error, so that they hold whether this model fits or not. *Comparisons* of two configurations come
-    from this model, in which every trial counts, as long as it fits, and from the two treatments themselves where it
-    does not (`direct`): interactions of three factors make a model of two wrong about particular combinations, and its
-    intervals too sure. *The measured difference* of two treatments (`measured`) never uses this model.
+    means, so that they hold whether this model fits or not. *Comparisons* of two configurations come from this model,
+    in which every trial counts, as long as it fits, and from the two treatments themselves where it does not
+    (`direct`): interactions of three factors make a model of two wrong about particular combinations. *The measured
+    difference* of two treatments (`measured`) never uses this model.
+
+    The seeds are what is repeated, so every interval counts seeds: in a complete study it is the t-interval of the
+    estimates from each seed alone, with seeds - 1 degrees of freedom, which holds whatever a seed does to a technique
+    and however much treatments differ in spread (`LinearModel`, groups). `pure_error` has the narrower intervals that
+    count runs, for comparison: they hold only where seeds do the same to all treatments. One seed is judged by those.
 
     Attributes:
         design: the design of the study.
@@ -55,8 +63,11 @@ class EffectModel:
     @cached_property
     def effects(self) -> tuple[Effect, ...]:
         """The effects that have columns."""
-        hidden = {effect for group in self.design.alias_sets for effect, _ in group[1:]}
-        return tuple(effect for effect in self.design.effects if effect not in hidden)
+        apart = self.design.estimated
+        blocks = [np.ones((len(self.design.treatments), 1)), *map(self.design.columns, apart)]
+        owner = np.repeat(np.arange(len(blocks)), [block.shape[1] for block in blocks])
+        known = LinearModel(np.hstack(blocks)).estimable(np.eye(len(owner)))
+        return tuple(e for place, e in enumerate(apart, start=1) if len(e) == 1 or known[owner == place].all())
 
     @cached_property
     def live(self) -> dict[str, list[int]]:
@@ -68,7 +79,7 @@ class EffectModel:
         held = self.treatment_positions[self.treatment]
         found = {}
         for place, factor in enumerate(self.design.factors):
-            found[factor.name] = sorted(set(held[:, place].tolist())) or list(range(len(factor.levels)))
+            found[factor.name] = sorted(set(held[:, place].tolist()) - {ABSENT}) or list(range(len(factor.levels)))
         return found
 
     @cached_property
@@ -86,7 +97,7 @@ class EffectModel:
 
     @cached_property
     def lack_of_fit(self) -> FTest:
-        """Whether three or more factors interact: this model against the treatments' means."""
+        """Whether factors interact in ways that this model leaves out: this model against the treatments' means."""
         if self.means is None:
             return FTest(np.nan, np.nan, np.nan, np.nan)
         return lack_of_fit(self.linear, self.means.linear.x, self.y)
@@ -107,29 +118,34 @@ class EffectModel:
     @property
     def constant(self) -> bool:
         """Whether two or more trials gave results, and all the same one: nothing can be told from it."""
-        return len(self.y) > 1 and bool(np.ptp(self.y) == 0)
+        return len(self.y) > 1 and bool((self.y == self.y[0]).all())
 
     def positions(self, config: Mapping[str, Level]) -> np.ndarray:
-        """The positions of a configuration's levels, shape (factors,); a factor left out is averaged."""
-        return np.array(
-            [
-                factor.levels.index(config[factor.name]) if factor.name in config else AVERAGED
-                for factor in self.design.factors
-            ]
-        )
+        """The positions of a configuration's levels, shape (factors,); a factor left out is averaged.
+
+        A nested factor is absent where the configuration says that its parent is at another level.
+        """
+        found = []
+        for factor in self.design.factors:
+            parent, level = factor.within or ("", None)
+            if parent in config and config[parent] != level:
+                found.append(ABSENT)
+            else:
+                found.append(factor.levels.index(config[factor.name]) if factor.name in config else AVERAGED)
+        return np.array(found)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Rows of the model matrix for the mean over seeds.
 
         Args:
-            positions: of the levels, shape (m, factors), integers, or AVERAGED.
+            positions: of the levels, shape (m, factors), integers, or AVERAGED, or ABSENT.
         Returns: shape (m, coefficients). The columns are products of functions of distinct factors, so the average of a
             row over the levels of a factor is the row of the average.
         """
         coded = {}
         for place, factor in enumerate(self.design.factors):
-            table = np.vstack([factor.coding, factor.coding[self.live[factor.name]].mean(axis=0)])
-            coded[factor.name] = table[positions[:, place]]
+            averaged = factor.coding[self.live[factor.name]].mean(axis=0)
+            coded[factor.name] = np.vstack([factor.coding, 0 * averaged, averaged])[positions[:, place]]
         parts = [np.ones((len(positions), 1)), np.zeros((len(positions), self._blocks.shape[1]))]
         for effect in self.effects:
             block = np.ones((len(positions), 1))
@@ -146,25 +162,54 @@ class EffectModel:
 
     def judge(self, contrasts: np.ndarray) -> Judged:
         """Estimates and intervals of contrasts of the coefficients, shape (q, coefficients), as this model has them."""
-        return self.linear.judge(contrasts, self.y, self.confidence)
+        return self.linear.judge(contrasts, self.y, self.confidence, self.seed)
 
     def judge_effects(self, contrasts: np.ndarray) -> Judged:
-        """The same contrasts as sums of the treatments' own means, with pure error, where seeds repeat treatments.
+        """The same contrasts as sums of the treatments' own means, where seeds repeat treatments.
 
         The weights of the means are those of least squares with one observation per treatment. Where every treatment
         has the same seeds, the estimates are those of this model, and their intervals hold no lack of fit. Without
         repetition, or where only this model connects the treatments, it judges.
         """
+        linear, weights = self._in_means(contrasts)
+        return linear.judge(weights, self.y, self.confidence, self.seed)
+
+    def pure_error(self, contrasts: np.ndarray) -> tuple[Judged, np.ndarray]:
+        """The same estimates with intervals that count runs as independent, and their plain HC3 standard errors (q,).
+
+        They are narrower than those of `judge_effects`, and too narrow where a technique acts differently from seed to
+        seed: in a study of 32 treatments, where that varies twice as much as single runs, they cover two thirds.
+        """
+        linear, weights = self._in_means(contrasts)
+        return linear.judge(weights, self.y, self.confidence), linear.hc3(weights, self.y)
+
+    def by_seed(self, contrasts: np.ndarray) -> np.ndarray:
+        """What each seed alone says of the contrasts: shape (seeds, q), the seeds in the order of the design.
+
+        A seed that lacks results of some treatments says what this model makes of the others, and NaN where they do not
+        determine it. Of a complete study the mean over the seeds is the estimate of `judge_effects`, and its t-interval
+        the interval.
+        """
+        found = np.full((len(self.design.seeds), len(contrasts)), np.nan)
+        for place, seed in enumerate(self.design.seeds):
+            own = self.seed == seed
+            cells = LinearModel(self.rows(self.treatment_positions[self.treatment[own]]))
+            known = cells.estimable(contrasts)
+            found[place, known] = cells.weights(contrasts[known]) @ self.y[own]
+        return found
+
+    def _in_means(self, contrasts: np.ndarray) -> tuple[LinearModel, np.ndarray]:
+        """The least squares that judges effects, and the contrasts in its coefficients."""
         means = self.means
         if means is None or means.linear.df_resid < 1:
-            return self.judge(contrasts)
+            return self.linear, contrasts
         cells = LinearModel(self.rows(self.treatment_positions[means.numbers]))
         weights = means.contrasts(cells.weights(contrasts))
         told = cells.estimable(contrasts) & means.linear.estimable(weights)
         if (self.linear.estimable(contrasts) & ~told).any():
-            return self.judge(contrasts)
+            return self.linear, contrasts
         weights[~told] = means.row(None)
-        return means.linear.judge(weights, self.y, self.confidence)
+        return means.linear, weights
 
     def difference(self, config: Mapping[str, Level], other: Mapping[str, Level]) -> Interval:
         """The response of one configuration minus that of another: by this model, or measured where it does not fit."""
@@ -179,7 +224,7 @@ class EffectModel:
         if self.means is None:
             return NO_INTERVAL
         contrast = self.means.difference(self.design.find(config), self.design.find(other))
-        return self.means.linear.judge(contrast, self.y, self.confidence).at(0)
+        return self.means.linear.judge(contrast, self.y, self.confidence, self.seed).at(0)
 
     def predicted(self, positions: np.ndarray) -> np.ndarray:
         """The response of configurations, shape (m,), by what `difference` goes by; NaN where that cannot tell.
@@ -195,8 +240,14 @@ class EffectModel:
         return np.where(linear.estimable(rows), rows @ linear.coefficients(self.y), np.nan)
 
     def levels(self, positions: np.ndarray) -> dict[str, Level]:
-        """The configuration at these positions, shape (factors,)."""
-        return {factor.name: factor.levels[place] for factor, place in zip(self.design.factors, positions, strict=True)}
+        """The configuration at these positions, shape (factors,), without nested factors that are absent."""
+        named = zip(self.design.factors, positions, strict=True)
+        return {factor.name: factor.levels[place] for factor, place in named if place != ABSENT}
+
+    def changed(self, config: Mapping[str, Level], changes: Mapping[str, Level]) -> dict[str, Level]:
+        """A configuration with other levels of some factors; nested factors come and go with their parents."""
+        base = {factor.name: factor.base for factor in self.design.factors}
+        return self.levels(self.positions({**base, **config, **changes}))
 
     def coefficients(self) -> tuple[pd.DataFrame, float]:
         """The coefficients by statsmodels with HC3 errors, and R².
@@ -220,7 +271,7 @@ class EffectModel:
                 robust = fitted.get_robustcov_results("HC3", use_t=True)
                 table["se"], table["t"], table["p"] = robust.bse, robust.tvalues, robust.pvalues
             table[~self.linear.estimable(np.eye(len(index)))] = np.nan
-            return table, float(fitted.rsquared) if np.ptp(self.y) > 0 else np.nan
+            return table, np.nan if (self.y == self.y[0]).all() else float(fitted.rsquared)
 
     @cached_property
     def treatment_positions(self) -> np.ndarray:
@@ -267,108 +318,6 @@ def fit(frame: pd.DataFrame, design: Design, metric: str, confidence: float = 0.
     return EffectModel(design, treatment, seed, own[metric].to_numpy(dtype=float), confidence)
 
 
-def effect_table(model: EffectModel, goal: Goal, margin: float = 0.0) -> pd.DataFrame:
-    """Main effects and two-factor interactions with intervals, Holm-adjusted p-values and verdicts.
-
-    Returns: see `Analysis.effects`.
-    """
-    rows, contrasts = [], []
-    for effect in model.effects:
-        for cell in itertools.product(*(_steps(model.design, name) for name in effect)):
-            steps = dict(zip(effect, cell, strict=True))
-            rows.append(
-                {
-                    "label": _label(model.design, steps),
-                    "kind": "main" if len(effect) == 1 else "interaction",
-                    "factors": effect,
-                    "levels": cell,
-                }
-            )
-            contrasts.append(effect_contrast(model, steps))
-    judged = model.judge_effects(np.array(contrasts))
-    table = pd.concat([pd.DataFrame(rows), pd.DataFrame({name: getattr(judged, name) for name in _STATISTICS})], axis=1)
-    table["p_holm"] = holm(table["p"].to_numpy())
-    table["aliases"] = [_aliases(model.design, effect) for effect in table["factors"]]
-    clear = holm(p_beyond(judged, margin, model.confidence)) < 1 - model.confidence
-    table["verdict"] = [
-        _verdict(row, goal, margin, bool(sure)) for row, sure in zip(table.itertuples(index=False), clear, strict=True)
-    ]
-    order = ["label", "kind", "factors", "levels", "estimate", "low", "high", "se", "df", "p", "p_holm"]
-    return table[[*order, "aliases", "estimable", "verdict"]]
-
-
-def effect_contrast(model: EffectModel, steps: Mapping[str, tuple[Level, Level]]) -> np.ndarray:
-    """The contrast of an effect: of one step from base to level, or half the difference of a difference for two.
-
-    Args:
-        steps: (base, level) of one factor or two; all other factors are averaged over their levels that gave results.
-    """
-    total = np.zeros(model.linear.x.shape[1])
-    for ends in itertools.product((0, 1), repeat=len(steps)):
-        sign = (-1) ** (len(steps) - sum(ends))
-        total += sign * model.row({name: step[end] for (name, step), end in zip(steps.items(), ends, strict=True)})
-    return total / 2 ** (len(steps) - 1)
-
-
-def conditional_effects(model: EffectModel, around: Mapping[str, Level]) -> pd.DataFrame:
-    """What each level that is not a base level changes when every other factor stays as in `around`.
-
-    Returns: columns label, factor, base, level, estimate, low, high, se, df, p, estimable.
-    """
-    rows, found = [], []
-    for factor in model.design.factors:
-        for base, level in _steps(model.design, factor.name):
-            label = _label(model.design, {factor.name: (base, level)})
-            rows.append({"label": label, "factor": factor.name, "base": base, "level": level})
-            found.append(model.difference({**around, factor.name: level}, {**around, factor.name: base}))
-    cells = {key: pd.Series([row[key] for row in rows], dtype=object) for key in ("label", "factor", "base", "level")}
-    table = pd.concat([pd.DataFrame(cells), pd.DataFrame(found)], axis=1)
-    return table.assign(estimable=table["estimate"].notna())
-
-
-def everything_on(model: EffectModel, effects: pd.DataFrame, goal: Goal) -> tuple[dict[str, Level], Interval]:
-    """The gain over the base treatment with every factor at its best level other than the base."""
-    config: dict[str, Level] = {}
-    for factor in model.design.factors:
-        own = effects[[names == (factor.name,) for names in effects["factors"]]]
-        gains = oriented(goal) * own["estimate"].to_numpy()
-        best = int(np.argmax(np.where(np.isnan(gains), -np.inf, gains)))
-        config[factor.name] = own["levels"].iloc[best][0][1]
-    return config, model.difference(config, model.design.base)
-
-
 def oriented(goal: Goal) -> int:
     """+1 where more of the response is better, -1 where less is."""
     return 1 if goal == "maximize" else -1
-
-
-def _steps(design: Design, name: str) -> list[tuple[Level, Level]]:
-    factor = next(factor for factor in design.factors if factor.name == name)
-    return [(factor.base, level) for level in factor.levels[1:]]
-
-
-def _label(design: Design, steps: Mapping[str, tuple[Level, Level]]) -> str:
-    if len(steps) > 1 and all(len(_steps(design, name)) == 1 for name in steps):
-        return effect_name(tuple(steps))
-    return effect_name(tuple(f"{name}: {level_text(a)} → {level_text(b)}" for name, (a, b) in steps.items()))
-
-
-def _aliases(design: Design, effect: Effect) -> str:
-    for group in design.alias_sets:
-        if group[0][0] == effect:
-            return ", ".join(("" if sign > 0 else "−") + effect_name(other) for other, sign in group[1:])
-    return ""
-
-
-def _verdict(row: Any, goal: Goal, margin: float, clear: bool) -> str:
-    """The words for an effect; `clear` is whether it lies beyond the margin by all the tests of the table together."""
-    if not row.estimable:
-        return "not estimable"
-    better, worse = ("helps", "hurts") if row.kind == "main" else ("strengthens", "weakens")
-    ends = sorted((oriented(goal) * row.low, oriented(goal) * row.high))
-    if margin > 0 and -margin <= ends[0] and ends[1] <= margin:
-        return "within the margin"
-    if not (ends[0] > 0 or ends[1] < 0):
-        return "no clear effect"
-    words = better if ends[0] > 0 else worse
-    return words if clear else f"perhaps {words}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from homeostat.page.text import duration, percent, shorten
 from homeostat.study import curves as learning
 from homeostat.study.analysis import Analysis
 from homeostat.study.factors import Factor, Level, level_text
-from homeostat.study.figures import Interval, Point, cost, forest, matrix, strip
-from homeostat.study.wording import Unit, counted, metric_words, setting
+from homeostat.study.figures import Interval, forest, matrix, strip
+from homeostat.study.scatters import Point, cost
+from homeostat.study.wording import Unit, capital, counted, metric_words, setting
 
 # How a verdict is drawn: a triangle up or down, a hollow circle, or nothing.
 LOOKS = {"helps": "up", "strengthens": "up", "hurts": "down", "weakens": "down", "not estimable": "none"}
@@ -208,7 +209,7 @@ def what_is_on(analysis: Analysis, config: Mapping[str, Level]) -> str:
     """A treatment by what differs from the base: "norm + dropout", "batch + lr 0.01", or "base"."""
     on = []
     for factor in analysis.design.factors:
-        level = config[factor.name]
+        level = config.get(factor.name, factor.base)
         if level != factor.base:
             text = level if isinstance(level, str) else f"{factor.name} {level_text(level)}"
             on.append(factor.name if is_switch(factor) else text)
@@ -250,7 +251,7 @@ def forest_figure(analysis: Analysis) -> Picture | None:
         axis=f"change of {unit.name}, points" if unit.points else f"change of {unit.name}",
         better="right" if analysis.goal == "maximize" else "left",
         margin=analysis.margin,
-        tick=_tick(unit),
+        tick=unit.tick,
         alt=f"Forest plot of {counted(len(rows), 'effect')} with intervals. Clear: {'; '.join(clear) or 'none'}.",
     )
 
@@ -286,8 +287,8 @@ def curve_figures(analysis: Analysis, curves: pd.DataFrame) -> tuple[Picture | N
     if not columns:
         return None, None
     units = {column: analysis.units.get(column, Unit(column)) for column in columns}
-    tick = _tick(units[columns[-1]])
-    titles = {column: _capital(unit.label) for column, unit in units.items()}
+    tick = units[columns[-1]].tick
+    titles = {column: capital(unit.label) for column, unit in units.items()}
     named = _named_lines(analysis)
     alt = f"Learning curves of {counted(len(analysis.treatments), 'treatment')}: {', '.join(titles.values())} by epoch."
     brief = {key: re.sub(r"(#\d+) .*", r"\1", label) for key, (label, _) in named.items()}
@@ -317,8 +318,8 @@ def cost_figure(analysis: Analysis) -> Picture | None:
         value = measured(analysis, int(str(number)), response)
         points.append(Point(float(row["seconds"]) / size, *value, *named.get(number, ("", 0))))
     alt = f"{counted(len(points), 'treatment')} by time per trial and {analysis.unit.name}."
-    names = (f"{name} per trial", _capital(analysis.unit.label))
-    return cost(points, axes_names=names, ticks=(lambda value: f"{value:g}", _tick(analysis.unit)), alt=alt)
+    names = (f"{name} per trial", capital(analysis.unit.label))
+    return cost(points, axes_names=names, ticks=(lambda value: f"{value:g}", analysis.unit.tick), alt=alt)
 
 
 def conditional_rows(analysis: Analysis) -> list[tuple[str, tuple[Cell, ...]]]:
@@ -369,12 +370,14 @@ def _not_run(analysis: Analysis) -> list[Treatment]:
     gain = change_parts(unit, advice.gain.estimate, advice.gain.low, advice.gain.high)[0]
     said = Cell("not run", f"base {gain}" if not math.isnan(advice.gain.estimate) else "")
     figures = tuple(said if metric == analysis.response else Cell("–") for metric in shown_metrics(analysis))
-    levels = tuple(_level_cell(factor, advice.config[factor.name]) for factor in analysis.design.factors)
+    levels = tuple(_level_cell(factor, advice.config.get(factor.name)) for factor in analysis.design.factors)
     name = shorten(what_is_on(analysis, advice.config), 80)
     return [Treatment("–", name, ("recommended",), levels, figures, ("0", "0", "0"), "–")]
 
 
 def _level_cell(factor: Factor, level: Level) -> Cell:
+    if level is None and factor.within is not None:
+        return Cell("–", look="no")
     on = bool(level != factor.base)
     if is_switch(factor):
         return Cell("Yes" if on else "No", look="yes" if on else "no")
@@ -384,7 +387,8 @@ def _level_cell(factor: Factor, level: Level) -> Cell:
 def _by_level(factor: Factor, column: pd.Series) -> dict[Hashable, str]:
     """Treatment → the text of its level, in the order of the levels."""
     order = {level: position for position, level in enumerate(factor.levels)}
-    return {number: level_text(level) for number, level in sorted(column.items(), key=lambda item: order[item[1]])}
+    held = [(number, level) for number, level in column.items() if level in order]  # a nested factor may be absent
+    return {number: level_text(level) for number, level in sorted(held, key=lambda item: order[item[1]])}
 
 
 def _span(table: pd.DataFrame, metric: str) -> tuple[float, float]:
@@ -394,11 +398,3 @@ def _span(table: pd.DataFrame, metric: str) -> tuple[float, float]:
     values = table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-
-
-def _tick(unit: Unit) -> Callable[[float], str]:
-    return lambda value: f"{unit.scaled(value):.6g}".replace("-", "−")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

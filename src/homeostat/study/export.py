@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from homeostat.failpoints import reach
 from homeostat.study.storage import explained
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet recognizes a formula
@@ -43,7 +44,9 @@ def write_text(path: Path, text: str) -> None:
     with explained(path):
         try:
             partial.write_text(text, encoding="utf-8", newline="")
+            reach("table.written")
             os.replace(partial, path)
+            reach("table.stored")
         finally:
             partial.unlink(missing_ok=True)
 

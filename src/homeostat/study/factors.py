@@ -1,8 +1,8 @@
 """Factors: what a study varies, each with its levels, from Python or from the text of a command line.
 
 The first level of a factor is its *base level*, the simpler choice; the treatment with every factor at its base is the
-*base treatment*. Which names and levels an objective understands is its own business; here only form is checked.
-Nothing here is random.
+*base treatment*. A factor may be *nested* within a level of another: it then exists only in treatments with that level.
+Which names and levels an objective understands is its own business; here only form is checked. Nothing here is random.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from homeostat.errors import invalid, invalid_type
+from homeostat.errors import invalid, invalid_type, unknown
 
 Level: TypeAlias = bool | int | float | str | None
 
@@ -26,6 +26,7 @@ RESERVED = frozenset({"trial", "treatment", "seed", "status", "attempt", "second
 }
 
 _INTEGER = re.compile(r"[+-]?\d+")
+_NESTED = re.compile(r"\s@\s")
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -37,15 +38,20 @@ class Factor:
         name: how the objective's configuration calls it, e.g. "norm".
         levels: two or more distinct levels, each None, a bool, a finite number or a text; Python's equality decides
             what is distinct, so that 1, 1.0 and True are one level.
+        within: (name, level) of another factor, which is not nested itself: in treatments with that level this factor
+            has its levels, and in all others it is left out. None is then no level: it marks where it is absent.
     Raises: InvalidValue for an empty or reserved name, fewer than two levels, a level given twice, NaN or infinity;
         InvalidType for a level of another type.
     Example:
         >>> Factor("norm", ("none", "batch")).base
         'none'
+        >>> print(Factor("rate", (0.1, 0.5), within=("dropout", "on")))
+        rate (0.1, 0.5 where dropout is on)
     """
 
     name: str
     levels: tuple[Level, ...]
+    within: tuple[str, Level] | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -60,6 +66,11 @@ class Factor:
                 cure = f"Level {level!r} stands there twice."
                 raise invalid("Factor", f"levels of {self.name!r}", "be distinct", list(levels), cure)
         object.__setattr__(self, "levels", levels)
+        if self.within is not None:
+            object.__setattr__(self, "within", _checked_within(self.name, self.within))
+            if None in levels:
+                cure = "None marks the treatments in which a nested factor is absent."
+                raise invalid("Factor", f"levels of {self.name!r}", "not hold None", list(levels), cure)
 
     @property
     def base(self) -> Level:
@@ -80,7 +91,8 @@ class Factor:
         return np.vstack([-np.ones((1, count - 1)), np.eye(count - 1)])
 
     def __str__(self) -> str:
-        return f"{self.name} ({', '.join(level_text(level) for level in self.levels)})"
+        where = "" if self.within is None else f" where {self.within[0]} is {level_text(self.within[1])}"
+        return f"{self.name} ({', '.join(level_text(level) for level in self.levels)}{where})"
 
 
 def level_text(level: Level) -> str:
@@ -103,24 +115,32 @@ def level_text(level: Level) -> str:
 
 
 def parse_factor(text: str) -> Factor:
-    """The factor that `name=level,level,...` describes, as on a command line.
+    """The factor that `name=level,level,...` describes, as on a command line; ` @ parent=level` behind it nests it.
 
     Numbers become int or float, true and false become bool, everything else stays text ("none" stays "none").
 
     Raises: InvalidValue where the text has no name, no "=", an empty level, or levels that a Factor refuses.
     Example:
         >>> parse_factor("dropout=0,0.5")
-        Factor(name='dropout', levels=(0, 0.5))
+        Factor(name='dropout', levels=(0, 0.5), within=None)
+        >>> parse_factor("rate=0.1,0.5 @ dropout=on").within
+        ('dropout', 'on')
     """
     if not isinstance(text, str):
         raise invalid_type("parse_factor", "text", "be a text such as 'norm=none,batch'", text)
-    name, equals, rest = text.partition("=")
+    own, *nesting = _NESTED.split(text)
+    name, equals, rest = own.partition("=")
     if not equals or not name.strip():
         raise invalid("parse_factor", "text", "read name=level,level", text, "For example: norm=none,batch.")
+    parent, parted, level = nesting[0].partition("=") if nesting else ("", "=", "")
+    if len(nesting) > 1 or not parted or (nesting and not (parent.strip() and level.strip())):
+        cure = "For example: rate=0.1,0.5 @ dropout=on."
+        raise invalid("parse_factor", "text", "read name=level,level @ parent=level", text, cure)
     words = [word.strip() for word in rest.split(",")]
     if "" in words:
         raise invalid("parse_factor", f"levels of {name.strip()!r}", "not be empty", text, "Is there a comma too many?")
-    return Factor(name.strip(), tuple(parse_level(word) for word in words))
+    within = (parent.strip(), parse_level(level.strip())) if nesting else None
+    return Factor(name.strip(), tuple(parse_level(word) for word in words), within)
 
 
 def parse_level(word: str) -> Level:
@@ -137,19 +157,25 @@ def parse_level(word: str) -> Level:
     return float(word) if _DECIMAL.fullmatch(word) else word
 
 
-def as_factors(factors: Mapping[str, Sequence[Level]] | Iterable[Factor | str]) -> tuple[Factor, ...]:
+def as_factors(factors: Mapping[str, Any] | Iterable[Factor | str]) -> tuple[Factor, ...]:
     """Factors from a mapping of names to levels, or from factors and texts such as "norm=none,batch", in that order.
 
-    Raises: InvalidValue for no factor at all, or two of the same name; InvalidType for anything else.
+    In a mapping, a nested factor is {"levels": [...], "within": [parent, level]}.
+
+    Raises: InvalidValue for no factor at all, two of the same name, or a nested factor whose parent is not there, lacks
+        that level or is nested itself; InvalidType for anything else.
     Example:
         >>> as_factors({"norm": ["none", "batch"]}) == as_factors(["norm=none,batch"])
+        True
+        >>> nested = {"dropout": ["off", "on"], "rate": {"levels": [0.1, 0.5], "within": ["dropout", "on"]}}
+        >>> as_factors(nested) == as_factors(["dropout=off,on", "rate=0.1,0.5 @ dropout=on"])
         True
     """
     if isinstance(factors, str) or not isinstance(factors, Iterable):
         cure = "For example: {'norm': ['none', 'batch']}."
         raise invalid_type("as_factors", "factors", "be a mapping or a list", factors, cure)
     if isinstance(factors, Mapping):
-        found = [Factor(name, levels) for name, levels in factors.items()]  # type: ignore[arg-type]
+        found = [_named_factor(name, given) for name, given in factors.items()]
     else:
         found = [_as_factor(item) for item in factors]
     if not found:
@@ -159,7 +185,32 @@ def as_factors(factors: Mapping[str, Sequence[Level]] | Iterable[Factor | str]) 
         if names.count(name) > 1:
             cure = f"{name!r} stands there {names.count(name)} times; give all its levels in one factor."
             raise invalid("as_factors", "factors", "have distinct names", names, cure)
-    return tuple(found)
+    return tuple(_placed(factor, found) for factor in found)
+
+
+def _named_factor(name: Any, given: Any) -> Factor:
+    if not isinstance(given, Mapping):
+        return Factor(name, given)
+    if set(given) != {"levels", "within"}:
+        cure = "Give a list of levels where the factor is not nested."
+        raise invalid("as_factors", f"factor {name!r}", "hold levels and within", sorted(map(str, given)), cure)
+    return Factor(name, given["levels"], given["within"])
+
+
+def _placed(factor: Factor, factors: Sequence[Factor]) -> Factor:
+    """The factor, with its parent found, and the parent's level as the parent has it."""
+    if factor.within is None:
+        return factor
+    name, level = factor.within
+    parent = next((other for other in factors if other.name == name), None)
+    if parent is None:
+        raise unknown("as_factors", f"parent of {factor.name!r}", name, [other.name for other in factors])
+    if parent.within is not None:
+        cure = "Make one factor of both: its levels may be any texts."
+        raise invalid("as_factors", f"parent of {factor.name!r}", "not be nested itself", name, cure)
+    if level not in parent.levels:
+        raise unknown("as_factors", f"level of {name!r}, in which {factor.name!r} is nested,", level, parent.levels)
+    return replace(factor, within=(name, parent.levels[parent.levels.index(level)]))
 
 
 def _as_factor(item: object) -> Factor:
@@ -177,6 +228,17 @@ def _check_name(name: object) -> None:
         raise invalid("Factor", "name", "be a printable text without blanks around it", name)
     if name in RESERVED:
         raise invalid("Factor", "name", "not be a column that every table of trials has", name, "Choose another name.")
+
+
+def _checked_within(name: str, within: object) -> tuple[str, Level]:
+    if not isinstance(within, Sequence) or isinstance(within, str) or len(within) != 2:
+        raise invalid_type("Factor", f"within of {name!r}", "be (name, level) of another factor", within)
+    parent, level = within
+    if not isinstance(parent, str):
+        raise invalid_type("Factor", f"within of {name!r}", "name another factor", within)
+    if parent == name:
+        raise invalid("Factor", f"within of {name!r}", "name another factor", parent)
+    return parent, _checked_level(parent, level)
 
 
 def _checked_level(name: str, level: object) -> Level:

@@ -1,7 +1,8 @@
 """The figures of a study's report, drawn from finished tables: nothing here estimates or tests anything.
 
 Every figure is drawn twice, for a wide page and for a narrow one, because text that shrinks with a figure cannot be
-read on a telephone. A verdict is told by shape and word as well as by color. The learning curves are in `curves`.
+read on a telephone. A verdict is told by shape and word as well as by color. Points are in `scatters`, the learning
+curves in `curves`.
 Nothing is random: the same tables give the same bytes.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,10 @@ from homeostat.page.svg import (
     HURTS,
     INK,
     NARROW,
-    OTHER,
     PAPER,
     SOFT,
     WIDE,
     Picture,
-    apart,
     blank,
     drawing,
     inline,
@@ -59,18 +58,6 @@ class Interval:
     brief: str = ""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One treatment of the scatter plot: x, y with its interval, a name if it is to be named, and then its style."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-    name: str = ""
-    style: int = 0
-
-
 _LABEL = 44  # characters of a label beside its interval
 _MARKERS = {"up": ("^", HELPS, HELPS), "down": ("v", HURTS, HURTS), "flat": ("o", SOFT, PAPER)}
 
@@ -86,6 +73,8 @@ def forest(rows: Sequence[Interval], *, axis: str, better: str, margin: float, t
         tick: formats a number on the axis.
         alt: the figure in a sentence.
     """
+    values = [x for row in rows for x in (row.estimate, row.low, row.high)]
+    rows, margin, tick = _drawable(rows, shrunk([*values, margin]), margin, tick)
 
     def draw(wide: bool) -> str:
         longest = max((len(shorten(row.label, _LABEL)) for row in rows), default=0)
@@ -114,6 +103,21 @@ def forest(rows: Sequence[Interval], *, axis: str, better: str, margin: float, t
             return inline(figure, f"forest-{'wide' if wide else 'narrow'}", alt)
 
     return Picture(draw(True), draw(False), alt)
+
+
+def shrunk(values: Sequence[float]) -> float:
+    """By what to multiply numbers so that an axis can be drawn: 1, and less for those near the largest there is."""
+    return 1e-20 if any(abs(value) > 1e290 for value in values) else 1.0
+
+
+def _drawable(rows: Sequence[Interval], by: float, margin: float, tick: Number) -> tuple[list[Interval], float, Number]:
+    """Rows, margin and labels of the axis in units in which they can be drawn; an infinite end is far away."""
+
+    def near(value: float) -> float:
+        return value if math.isnan(value) else max(-1e290, min(value * by, 1e290))
+
+    found = [replace(row, estimate=near(row.estimate), low=near(row.low), high=near(row.high)) for row in rows]
+    return found, margin * by, lambda value: tick(float(value) / by)
 
 
 def _places(rows: Sequence[Interval], line: float) -> tuple[list[tuple[float, Interval | str]], float]:
@@ -275,62 +279,6 @@ _LEGIBLE = 24.0  # the width of a cell below which its number would be too small
 _ON_TILE = "#15191d"  # the tiles keep their color in a dark theme, and so does the text on them
 
 
-def cost(points: Sequence[Point], *, axes_names: tuple[str, str], ticks: tuple[Number, Number], alt: str) -> Picture:
-    """What a treatment takes against what it brings: a point per treatment, the named ones with their interval.
-
-    Args:
-        points: treatments.
-        axes_names: what x and y show, with units.
-        ticks: format a number of x and of y.
-        alt: the figure in a sentence.
-    """
-
-    most = max((point.x for point in points), default=0.0) or 1.0
-    named = [point for point in points if point.name]
-    others = [(point.x, point.y) for point in points if not point.name]
-
-    def draw(wide: bool) -> str:
-        width, height = (WIDE, 380.0) if wide else (NARROW, 300.0)
-        with drawing():
-            figure = blank(width, height)
-            axes = figure.add_axes((46 / width, 50 / height, (width - 62) / width, (height - 84) / height))
-            axes.patch.set_visible(False)
-            axes.spines[["top", "left", "right"]].set_visible(False)
-            axes.grid(axis="y", color=FAINT, linewidth=0.8)
-            axes.set_axisbelow(True)
-            axes.tick_params(length=0, pad=5)
-            for part, tick in zip((axes.xaxis, axes.yaxis), ticks, strict=True):
-                part.set_major_locator(MaxNLocator(6 if wide else 4, steps=[1, 2, 2.5, 5, 10]))
-                part.set_major_formatter(FuncFormatter(lambda value, _, tick=tick: tick(value)))
-            axes.plot(*(zip(*others, strict=True) if others else ([], [])), "o", ms=6, color=GHOST)
-            for point in named:
-                color, marker = _NAMED[point.style]
-                if math.isfinite(point.low) and math.isfinite(point.high):
-                    axes.plot([point.x, point.x], [point.low, point.high], color=color, linewidth=1.5)
-                axes.plot([point.x], [point.y], marker, ms=8, color=color)
-            axes.set_xlim(0, 1.06 * most)
-            _names(axes, named, 0.6 * most)
-            axes.set_xlabel(axes_names[0], fontsize=11.5, labelpad=6)
-            axes.set_title(axes_names[1], loc="left", fontsize=11.5, color=SOFT, pad=10)
-            return inline(figure, f"cost-{'wide' if wide else 'narrow'}", alt)
-
-    return Picture(draw(True), draw(False), alt)
-
-
-_NAMED = ((INK, "s"), (HELPS, "^"), (OTHER, "D"))
-
-
-def _names(axes: Axes, named: Sequence[Point], middle: float) -> None:
-    """Name the points, on the side where there is room, moved apart where the names would overlap."""
-    named = sorted(named, key=lambda point: point.y)
-    for point, at in zip(named, apart([point.y for point in named], axes), strict=True):
-        side, dx = ("right", -10) if point.x > middle else ("left", 10)
-        axes.annotate(
-            shorten(point.name, 24), (point.x, at), (dx, 0), textcoords="offset points",
-            ha=side, va="center_baseline", fontsize=12, color=_NAMED[point.style][0], annotation_clip=False,
-        )  # fmt: skip
-
-
 def strip(estimate: float, low: float, high: float, span: tuple[float, float], *, zero: bool = False) -> str:
     """An interval as a small drawing for a cell of a table, on the scale that `span` gives to the whole column.
 
@@ -341,6 +289,8 @@ def strip(estimate: float, low: float, high: float, span: tuple[float, float], *
     """
     if not math.isfinite(estimate) or not span[0] < span[1]:
         return ""
+    by = shrunk(span)
+    estimate, low, high, span = estimate * by, low * by, high * by, (span[0] * by, span[1] * by)
 
     def place(value: float) -> str:
         return f"{5 + 86 * min(max((value - span[0]) / (span[1] - span[0]), 0.0), 1.0):.1f}"

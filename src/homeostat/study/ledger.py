@@ -8,46 +8,29 @@ The ledger knows nothing of designs: it is given rows of (treatment, seed, confi
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from homeostat.errors import HomeostatError, InvalidValue
-from homeostat.study import frames
+from homeostat.study import frames, schema
 from homeostat.study.configuration import differences
 from homeostat.study.factors import Level
 from homeostat.study.lease import Holder, new_token
+from homeostat.study.records import Attempt as Attempt
+from homeostat.study.records import Claim as Claim
+from homeostat.study.records import Counts as Counts
 from homeostat.study.storage import Storage, StorageError, explained
 
-SCHEMA = 1
 FILE = "study.sqlite"
 
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE trials (
-    trial INTEGER PRIMARY KEY,                 -- its place in the run order, from 0
-    treatment INTEGER NOT NULL,
-    seed INTEGER NOT NULL,
-    config TEXT NOT NULL,                      -- JSON: the level of each factor
-    status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'running', 'done', 'quarantined')),
-    attempt INTEGER NOT NULL DEFAULT 0,        -- how many were started
-    deaths INTEGER NOT NULL DEFAULT 0,         -- how many of them failed by the trial's own fault
-    token TEXT, worker TEXT, holder TEXT,      -- of the running attempt
-    deadline REAL,                             -- of its lease, on the monotonic clock
-    seconds REAL, metrics TEXT, failure TEXT, warnings TEXT
-);
-CREATE INDEX trials_by_status ON trials (status, trial);
-CREATE TABLE curves (
-    trial INTEGER NOT NULL, epoch INTEGER NOT NULL, attempt INTEGER NOT NULL, record TEXT NOT NULL,
-    PRIMARY KEY (trial, epoch)
-) WITHOUT ROWID;
-"""
+_ANYWAY = "Where the change cannot matter, --anyway (anyway=True) goes on; the report then says so."
 _FREED = "token = NULL, worker = NULL, holder = NULL, deadline = NULL"
 
 Row = tuple[int, int, Mapping[str, Level]]
@@ -55,38 +38,6 @@ Row = tuple[int, int, Mapping[str, Level]]
 
 class StaleClaim(HomeostatError):
     """This attempt no longer holds its trial: its lease ran out and another worker took it. Its writes are refused."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One attempt at one trial, held by whoever has the token."""
-
-    trial: int
-    treatment: int
-    seed: int
-    config: dict[str, Level]
-    attempt: int
-    token: str
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many trials are in which state."""
-
-    pending: int = 0
-    running: int = 0
-    done: int = 0
-    quarantined: int = 0
-
-    @property
-    def planned(self) -> int:
-        """All trials."""
-        return self.pending + self.running + self.done + self.quarantined
-
-    @property
-    def ended(self) -> bool:
-        """Whether every trial is done or quarantined."""
-        return not self.pending and not self.running
 
 
 class Ledger:
@@ -97,13 +48,16 @@ class Ledger:
         self._storage = storage
 
     @classmethod
-    def create_or_open(cls, directory: Path | str, configuration: Mapping[str, Any], rows: Iterable[Row]) -> Ledger:
+    def create_or_open(
+        cls, directory: Path | str, configuration: Mapping[str, Any], rows: Iterable[Row], *, anyway: bool = False
+    ) -> Ledger:
         """The ledger in `directory`, made with these rows if there is none yet.
 
         Args:
             directory: made where it is missing.
             configuration: JSON-able settings that must be the same for results to belong together.
             rows: (treatment, seed, config) of every trial, in run order; ignored when the ledger is there already.
+            anyway: go on with another configuration, as long as the design is the same; it is remembered.
         Raises: InvalidValue, with the difference, if the directory holds another configuration or a newer schema;
             StorageError if it cannot be used.
         """
@@ -113,20 +67,24 @@ class Ledger:
         ledger = cls(directory, Storage(directory / FILE, create=True))
         try:
             text = json.dumps(configuration)
-            if ledger._check_kind() is not None:
-                ledger._check_configuration(json.loads(text))
+            if schema.version(ledger._storage) is not None:
+                ledger._check_configuration(json.loads(text), anyway)
             ledger._storage.use_wal()
-            ledger._fill(text, rows)
-            ledger._check_configuration(json.loads(text))  # another process may have been faster
+            stored = ((treatment, seed, json.dumps(dict(config))) for treatment, seed, config in rows)
+            schema.create(ledger._storage, text, stored)
+            schema.upgrade(ledger._storage)
+            ledger._check_configuration(json.loads(text), anyway)  # another process may have been faster
         except BaseException:
             ledger.close()
             raise
         return ledger
 
     @classmethod
-    def open(cls, directory: Path | str) -> Ledger:
+    def open(cls, directory: Path | str, *, read_only: bool = False) -> Ledger:
         """The ledger that is in `directory`.
 
+        Args:
+            read_only: refuse every write, so that whoever looks cannot disturb those who work on it.
         Raises: StorageError if there is none; InvalidValue if a newer homeostat wrote it.
         """
         directory = Path(directory)
@@ -134,9 +92,9 @@ class Ledger:
             found = (directory / FILE).exists()
         if not found:
             raise StorageError(f"{directory / FILE}: there is no study here. Give the directory of a study.")
-        ledger = cls(directory, Storage(directory / FILE, create=False))
+        ledger = cls(directory, Storage(directory / FILE, create=False, read_only=read_only))
         try:
-            if ledger._check_kind() is None:
+            if schema.version(ledger._storage) is None:
                 raise StorageError(f"{directory / FILE}: there is no study here. Give the directory of a study.")
         except BaseException:
             ledger.close()
@@ -158,7 +116,7 @@ class Ledger:
         Args:
             lease: seconds for which the trial is held unless renewed.
         """
-        with self._storage.writing(durable=False) as connection:
+        with self._storage.writing("claim", durable=False) as connection:
             found = connection.execute(
                 "SELECT trial, treatment, seed, config, attempt + 1 FROM trials WHERE status = 'pending' "
                 "ORDER BY trial LIMIT 1"
@@ -168,9 +126,9 @@ class Ledger:
             trial, treatment, seed, config, attempt = found
             claim = Claim(trial, treatment, seed, json.loads(config), attempt, new_token())
             connection.execute(
-                "UPDATE trials SET status = 'running', attempt = ?, token = ?, worker = ?, holder = ?, deadline = ? "
-                "WHERE trial = ?",
-                (attempt, claim.token, holder.worker, holder.to_json(), time.monotonic() + lease, trial),
+                "UPDATE trials SET status = 'running', attempt = ?, token = ?, worker = ?, holder = ?, deadline = ?, "
+                "started = ? WHERE trial = ?",
+                (attempt, claim.token, holder.worker, holder.to_json(), (now := time.monotonic()) + lease, now, trial),
             )
         return claim
 
@@ -179,7 +137,7 @@ class Ledger:
 
         Raises: StaleClaim.
         """
-        with self._storage.writing(durable=False) as connection:
+        with self._storage.writing("renew", durable=False) as connection:
             _renew(connection, claim, lease)
 
     def report(self, claim: Claim, epoch: int, values: Mapping[str, float], lease: float) -> None:
@@ -187,7 +145,7 @@ class Ledger:
 
         Raises: StaleClaim.
         """
-        with self._storage.writing(durable=False) as connection:
+        with self._storage.writing("report", durable=False) as connection:
             _renew(connection, claim, lease)
             connection.execute(
                 "INSERT OR REPLACE INTO curves (trial, epoch, attempt, record) VALUES (?, ?, ?, ?)",
@@ -201,7 +159,7 @@ class Ledger:
 
         Raises: StaleClaim.
         """
-        with self._storage.writing() as connection:
+        with self._storage.writing("finish") as connection:
             changed = connection.execute(
                 f"UPDATE trials SET status = 'done', metrics = ?, seconds = ?, warnings = ?, failure = NULL, {_FREED} "
                 "WHERE trial = ? AND token = ?",
@@ -232,7 +190,7 @@ class Ledger:
         Returns: the trial's status now, "pending" or "quarantined".
         Raises: StaleClaim.
         """
-        with self._storage.writing() as connection:
+        with self._storage.writing("fail") as connection:
             known = (seconds, json.dumps(list(warnings)))
             status = _count_death(connection, claim.token, failure, -1 if final else retries, known)
             _refuse_stale(status is not None, claim)
@@ -240,22 +198,27 @@ class Ledger:
 
     def release(self, claim: Claim) -> None:
         """Give a trial back, to be run later; this attempt is not held against it. A stale claim gives nothing back."""
-        with self._storage.writing() as connection:
+        with self._storage.writing("release") as connection:
             connection.execute(f"UPDATE trials SET status = 'pending', {_FREED} WHERE token = ?", (claim.token,))
 
     def release_worker(self, worker: str) -> None:
         """Give back whatever the worker of that name holds; not held against the trial."""
-        with self._storage.writing() as connection:
+        with self._storage.writing("release") as connection:
             connection.execute(f"UPDATE trials SET status = 'pending', {_FREED} WHERE worker = ?", (worker,))
 
-    def bury(self, worker: str, failure: str, retries: int) -> list[tuple[int, str]]:
+    def bury(self, worker: str, failure: str, retries: int, *, token: str | None = None) -> list[tuple[int, str]]:
         """Count a death for whatever the worker of that name, which has died, was running.
 
+        Args:
+            token: the worker was ended because of this attempt, and what else it held is given back.
         Returns: (trial, its status now) of each; none where the worker was between trials.
         """
-        with self._storage.writing() as connection:
+        with self._storage.writing("bury") as connection:
             held = connection.execute("SELECT trial, token FROM trials WHERE worker = ?", (worker,)).fetchall()
-            return [(trial, str(_count_death(connection, token, failure, retries))) for trial, token in held]
+            blamed = [(trial, each) for trial, each in held if token in (None, each)]
+            counted = [(trial, str(_count_death(connection, each, failure, retries))) for trial, each in blamed]
+            connection.execute(f"UPDATE trials SET status = 'pending', {_FREED} WHERE worker = ?", (worker,))
+            return counted
 
     def recover(self, retries: int) -> None:
         """Give back the trials whose lease has run out, or whose worker and driver are both gone."""
@@ -264,7 +227,7 @@ class Ledger:
             fate = Holder.from_json(holder).fate(deadline, time.monotonic())
             if fate == "held":
                 continue
-            with self._storage.writing() as connection:
+            with self._storage.writing("recover") as connection:
                 same = "SELECT 1 FROM trials WHERE token = ? AND deadline = ?"
                 if connection.execute(same, (token, deadline)).fetchone() is None:
                     continue  # renewed or ended in the meantime
@@ -277,6 +240,35 @@ class Ledger:
         """The names of workers whose lease has run out."""
         query = "SELECT worker FROM trials WHERE status = 'running' AND deadline < ?"
         return [worker for (worker,) in self._storage.read(query, (time.monotonic(),))]
+
+    def running(self) -> list[Attempt]:
+        """The attempts that are running now, in run order."""
+        started = "started" if (schema.version(self._storage) or 0) > 1 else "NULL"
+        query = f"SELECT trial, attempt, token, holder, deadline, {started} FROM trials WHERE status = 'running'"
+        rows = self._storage.read(f"{query} ORDER BY trial")
+        return [Attempt(row[0], row[1], row[2], Holder.from_json(row[3]), row[4], row[5]) for row in rows]
+
+    def hold(self, seeds: Iterable[int]) -> None:
+        """Let the trials of these seeds wait until `admit` lets them run, but for seeds that somebody has begun.
+
+        From then on the study is `sequential`, if there was anything to hold.
+        """
+        begun = "EXISTS (SELECT 1 FROM trials AS others WHERE others.seed = trials.seed AND others.attempt > 0)"
+        query = f"UPDATE trials SET status = 'waiting' WHERE status = 'pending' AND seed = ? AND NOT {begun}"
+        with self._storage.writing("hold") as connection:
+            if sum(connection.execute(query, (seed,)).rowcount for seed in seeds):
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('sequential', 'yes')")
+
+    def admit(self, seeds: Iterable[int], treatments: Iterable[int]) -> None:
+        """Let the trials of these treatments under these seeds run that wait."""
+        query = "UPDATE trials SET status = 'pending' WHERE status = 'waiting' AND seed = ? AND treatment = ?"
+        with self._storage.writing("admit") as connection:
+            connection.executemany(query, itertools.product(seeds, list(treatments)))
+
+    @property
+    def sequential(self) -> bool:
+        """Whether trials have ever waited for what others would show."""
+        return "sequential" in self._meta()
 
     def counts(self) -> Counts:
         """How many trials are in which state."""
@@ -318,49 +310,33 @@ class Ledger:
 
     def spend(self, seconds: float) -> None:
         """Add to `spent`."""
-        with self._storage.writing() as connection:
+        with self._storage.writing("spend") as connection:
             connection.execute("UPDATE meta SET value = CAST(value AS REAL) + ? WHERE key = 'spent'", (seconds,))
 
     def _meta(self) -> dict[str, str]:
         return dict(self._storage.read("SELECT key, value FROM meta"))
 
-    def _check_kind(self) -> int | None:
-        """The schema version of what is stored (None: nothing yet); refuses what is not ours or too new."""
-        path = self._storage.path
-        tables = {name for (name,) in self._storage.read("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if not tables:
-            return None
-        if not {"meta", "trials", "curves"} <= tables or "schema" not in (meta := self._meta()):
-            raise StorageError(f"{path}: this is a SQLite database, but not a study. Give another directory.")
-        if int(meta["schema"]) > SCHEMA:
-            raise InvalidValue(
-                f"{path}: a newer homeostat wrote this study (schema {meta['schema']}, this one knows up to {SCHEMA}). "
-                "Upgrade homeostat, or give another directory."
-            )
-        return int(meta["schema"])
+    @property
+    def accepted(self) -> list[dict[str, Any]]:
+        """Other configurations with which the study was resumed anyway, oldest first."""
+        return json.loads(self._meta().get("accepted", "[]"))
 
-    def _fill(self, configuration: str, rows: Iterable[Row]) -> None:
-        """Make tables and rows, unless another process has; either way, show that the file can be written."""
-        with self._storage.writing() as connection:
-            if not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-                for statement in _TABLES.split(";\n"):
-                    connection.execute(statement)
-                meta = {"schema": SCHEMA, "configuration": configuration, "created": time.time(), "spent": 0.0}
-                connection.executemany("INSERT INTO meta VALUES (?, ?)", [(key, str(meta[key])) for key in meta])
-                connection.executemany(
-                    "INSERT INTO trials (trial, treatment, seed, config) VALUES (?, ?, ?, ?)",
-                    [(trial, row[0], row[1], json.dumps(dict(row[2]))) for trial, row in enumerate(rows)],
-                )
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time()),))
-
-    def _check_configuration(self, asked: dict[str, Any]) -> None:
+    def _check_configuration(self, asked: dict[str, Any], anyway: bool) -> None:
+        """Refuse another configuration than the stored one and those accepted before; or accept it and remember it."""
         lines = differences(self.configuration, asked)
-        if lines:
-            raise InvalidValue(
-                f"{self._storage.path}: this study was made with another configuration (stored → asked):\n"
-                + "\n".join(f"  {line}" for line in lines)
-                + "\nGive another directory, or the settings of the stored study to resume it."
-            )
+        if not lines or any(not differences(each, asked) for each in self.accepted):
+            return
+        if anyway and not differences(self.configuration.get("design", {}), asked.get("design", {})):
+            with self._storage.writing("accept") as connection:
+                accepted = json.dumps([*self.accepted, asked])
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('accepted', ?)", (accepted,))
+            return
+        cure = "Give another directory, or the settings of the stored study to resume it."
+        raise InvalidValue(
+            f"{self._storage.path}: this study was made with another configuration (stored → asked):\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + f"\n{cure} {'Another design cannot be resumed anyway.' if anyway else _ANYWAY}"
+        )
 
 
 def _renew(connection: sqlite3.Connection, claim: Claim, lease: float) -> None:

@@ -1,8 +1,9 @@
 """Running the trials of a ledger on this machine, in supervised worker processes or in this one.
 
 The driver starts workers, watches them, and starts others as long as there are pending trials. A worker that dies costs
-its trial one attempt; a driver that dies takes its workers along and costs nothing but the running attempts. Several
-drivers may work on one study. Nothing here is random.
+its trial one attempt, and so does one that the driver ends because its trial has passed a limit of time or memory; a
+driver that dies takes its workers along and costs nothing but the running attempts. Several drivers may work on one
+study, each with workers and limits of its own. Nothing here is random.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from types import FrameType
 from typing import Any, Protocol
 
 from homeostat.errors import HomeostatError
-from homeostat.study import launch, worker
+from homeostat.quantities import size
+from homeostat.study import launch, limits, worker
 from homeostat.study.lease import Holder, Process, new_token
-from homeostat.study.ledger import Counts, Ledger
+from homeostat.study.ledger import Attempt, Counts, Ledger
 from homeostat.study.runner import Event, Objective, Rules, work
 from homeostat.study.storage import StorageError
 
@@ -35,6 +37,7 @@ _TICK = 0.25  # seconds between two looks at the ledger
 _GRACE = 3.0  # seconds that a worker has to go by itself, and again after SIGTERM
 _STILLBORN = 3  # workers in a row that die before they hold a trial
 _SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none
+_SIGUSR1 = getattr(signal, "SIGUSR1", None)
 _TAIL = 2000  # characters of a dead worker's log that are kept
 
 
@@ -43,7 +46,7 @@ class StudyInterrupted(KeyboardInterrupt):
 
     def __init__(self, directory: Path, counts: Counts) -> None:
         self.directory, self.counts = directory, counts
-        super().__init__(f"{counts.done} of {counts.planned} trials are done; the same command resumes.")
+        super().__init__(f"{counts.done} of {counts.most} trials are done; the same command resumes.")
 
 
 class Watch(Protocol):
@@ -95,14 +98,14 @@ def run_workers(
     orders = worker.Orders(ledger.directory, launch.packed(objective), rules, environment, method, Process.current())
     logs = Path(tempfile.mkdtemp(prefix="homeostat-"))
     try:
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             _Crew(ledger, orders, workers, preload, watch, logs).run(stop)
     finally:
         shutil.rmtree(logs, ignore_errors=True)
 
 
 @dataclass
-class _Stop:
+class Stop:
     """How often a signal asked to stop."""
 
     asked: int = 0
@@ -119,6 +122,8 @@ class _Worker:
     process: BaseProcess
     fruitful: bool = False  # has ended a trial
     hung_up: bool = False  # has closed its end of the pipe
+    late: bool = False  # was asked where it hangs
+    ended_for: tuple[str, str] | None = None  # the attempt for which the driver ended it, and why
 
     def end(self, how: int) -> None:
         """Send a signal to the worker and all that it started, dead or alive."""
@@ -134,7 +139,9 @@ class _Worker:
     def last_words(self) -> str:
         """How it ended, for the user."""
         code = self.process.exitcode or 0
-        if code == -9:
+        if self.ended_for is not None:
+            said = self.ended_for[1]
+        elif code == -9:
             said = "The worker was killed (SIGKILL). If nobody did that, the machine ran out of memory."
         elif code < 0:
             said = f"The worker died of {signal.Signals(-code).name}."
@@ -163,12 +170,14 @@ class _Crew:
     stillborn: int = 0
     trusted_from: float = 0.0  # leases that ran out before this moment are given time to be renewed
     last_look: float = field(default_factory=time.monotonic)
+    last_weighing: float = 0.0
 
-    def run(self, stop: _Stop) -> None:
+    def run(self, stop: Stop) -> None:
         """Keep workers at work until every trial has ended."""
         try:
             while True:
                 self._recover()
+                self._enforce()
                 counts = self.ledger.counts()
                 self.watch.tick(counts)
                 if counts.ended:
@@ -190,10 +199,45 @@ class _Crew:
         if now < self.trusted_from:
             return
         frozen = set(self.ledger.expired())
-        for each in self.workers:
-            if each.name in frozen:
-                each.end(_SIGKILL)
+        for each in [each for each in self.workers if each.name in frozen]:
+            for attempt in self.ledger.running():
+                if attempt.holder.worker == each.name:
+                    self._end_for(each, attempt, "The worker stopped answering and lost its lease.")
+            each.process.join(_GRACE)
+            if not each.process.is_alive():
+                self._bury(each)
         self.ledger.recover(self.orders.rules.retries)
+
+    def _enforce(self) -> None:
+        """End the workers whose attempt has passed a limit."""
+        rules = self.orders.rules
+        if rules.timeout is None and rules.memory is None:
+            return
+        attempts = {attempt.holder.worker: attempt for attempt in self.ledger.running()}
+        busy = [each for each in self.workers if each.name in attempts and each.ended_for is None]
+        if rules.timeout is not None:
+            for each in busy:
+                self._enforce_timeout(each, attempts[each.name], rules.timeout)
+        now = time.monotonic()
+        if rules.memory is not None and now - self.last_weighing >= limits.WEIGH_SECONDS:
+            self.last_weighing = now
+            groups = {each.process.pid: each for each in busy if each.process.pid is not None}
+            for group, held in limits.heaviest(groups, rules.memory).items():
+                why = f"The trial held {size(held)} of memory, its limit is {size(rules.memory)}, and was ended."
+                self._end_for(groups[group], attempts[groups[group].name], why)
+
+    def _enforce_timeout(self, each: _Worker, attempt: Attempt, timeout: float) -> None:
+        late = attempt.started is not None and time.monotonic() - attempt.started > timeout
+        if late and not each.late and _SIGUSR1 is not None and each.process.pid is not None:
+            with contextlib.suppress(OSError):  # it may just have died
+                os.kill(each.process.pid, _SIGUSR1)  # it writes to its log where it is; the next look ends it
+        elif late:
+            self._end_for(each, attempt, f"The trial passed its time limit of {timeout:g} s and was ended.")
+        each.late = late
+
+    def _end_for(self, each: _Worker, attempt: Attempt, why: str) -> None:
+        each.ended_for = (attempt.token, why)
+        each.end(_SIGKILL)
 
     def _hire(self, counts: Counts) -> None:
         for _ in range(min(self.size - len(self.workers), counts.pending)):
@@ -243,10 +287,11 @@ class _Crew:
             self._hear(each)
         each.end(_SIGKILL)  # what it started
         words = each.last_words()
-        held = self.ledger.bury(each.name, words, self.orders.rules.retries)
+        token = None if each.ended_for is None else each.ended_for[0]
+        held = self.ledger.bury(each.name, words, self.orders.rules.retries, token=token)
         for trial, status in held:
             self.watch.event(("quarantined" if status == "quarantined" else "failed", trial, words))
-        alive = held or each.fruitful or not each.process.exitcode
+        alive = held or each.fruitful or each.ended_for or not each.process.exitcode
         self.stillborn = 0 if alive else self.stillborn + 1
         self._forget(each)
         if self.stillborn >= _STILLBORN:
@@ -258,14 +303,14 @@ class _Crew:
         each.process.close()
         each.log.unlink(missing_ok=True)
 
-    def _part(self, stop: _Stop) -> None:
+    def _part(self, stop: Stop) -> None:
         """Nothing is left to do: hear the last messages and let the workers go by themselves."""
         self._await_ends(stop)
         for each in self.workers:
             if not each.hung_up:
                 self._hear(each)
 
-    def _dismiss(self, stop: _Stop) -> None:
+    def _dismiss(self, stop: Stop) -> None:
         """End all workers (a second Ctrl-C: at once) and give back what they held."""
         for how in (signal.SIGTERM, _SIGKILL):
             for each in self.workers:
@@ -279,16 +324,16 @@ class _Crew:
                 self.ledger.release_worker(each.name)
             self._forget(each)
 
-    def _await_ends(self, stop: _Stop) -> None:
+    def _await_ends(self, stop: Stop) -> None:
         until = time.monotonic() + _GRACE
         while any(each.process.is_alive() for each in self.workers) and time.monotonic() < until and stop.asked < 2:
             wait([each.process.sentinel for each in self.workers if each.process.is_alive()], 0.05)
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def stop_signals() -> Iterator[Stop]:
     """Count SIGINT and SIGTERM instead of being thrown out of wherever the driver is."""
-    stop = _Stop()
+    stop = Stop()
     with _handling((signal.SIGINT, signal.SIGTERM), stop.note):
         yield stop
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from homeostat.errors import invalid
-from homeostat.inference import mean_interval
+from homeostat.inference import Interval, mean_interval, share_difference, share_interval
 from homeostat.study.design import Design
 from homeostat.study.factors import RESERVED, Level
 
@@ -28,7 +28,7 @@ def metric_names(trials: pd.DataFrame, design: Design) -> tuple[str, ...]:
 def tidy(trials: pd.DataFrame, design: Design, response: str, metrics: Sequence[str]) -> pd.DataFrame:
     """The trials sorted by treatment and seed, levels as the design has them, metrics as floats, with their `outcome`.
 
-    Returns: the columns of `trials`, and `outcome`: "ok", "diverged", "failed" or "missing".
+    Returns: the columns of `trials`, and `outcome`: "ok", "diverged", "failed", "spared" or "missing".
     Raises: InvalidValue where a trial does not belong to the design or stands there twice.
     """
     lacking = [name for name in ("treatment", "seed", "status") if name not in trials.columns]
@@ -70,7 +70,8 @@ def treatment_table(
         ok, diverged = own[outcome[own] == "ok"], own[outcome[own] == "diverged"]
         failed = int((outcome[own] == "failed").sum())
         row: dict[str, float] = {"n": len(ok) + len(diverged), "diverged": len(diverged), "failed": failed}
-        row["missing"] = len(design.seeds) - row["n"] - failed
+        spared = int((outcome[own] == "spared").sum())
+        row["missing"] = len(design.seeds) - row["n"] - failed - spared
         finished = np.concatenate([ok, diverged])
         row["seconds"] = (
             mean_interval(_finite(columns["seconds"][finished])).estimate if "seconds" in columns else np.nan
@@ -83,24 +84,29 @@ def treatment_table(
     return pd.concat([design.treatments, pd.DataFrame(rows, index=design.treatments.index)], axis=1)
 
 
-def divergence_table(frame: pd.DataFrame, design: Design) -> pd.DataFrame:
-    """How many of the finished trials at each level diverged, and how many failed.
+def divergence_table(frame: pd.DataFrame, design: Design, confidence: float = 0.95) -> pd.DataFrame:
+    """How many of the finished trials at each level diverged, as an outcome of its own, and how many failed.
 
-    Returns: columns factor, level, diverged, of (finished), failed; one row per level, in the order of the design.
+    Intervals take trials for independent: Wilson's for a share, Newcombe's for its difference from that at the base
+    level. Where some treatments diverge always and others never they are a little wide.
+
+    Returns: columns factor, level, diverged, of (finished), failed, share, share_low, share_high, difference,
+        difference_low, difference_high (level minus base; 0 at the base level; NaN without finished trials); one row
+        per level, in the order of the design.
     """
     rows = []
     for factor in design.factors:
+        base = (0, 0)
         for level in factor.levels:
             outcome = frame.loc[[held == level for held in frame[factor.name]], "outcome"]
-            rows.append(
-                {
-                    "factor": factor.name,
-                    "level": level,
-                    "diverged": int((outcome == "diverged").sum()),
-                    "of": int(outcome.isin(["ok", "diverged"]).sum()),
-                    "failed": int((outcome == "failed").sum()),
-                }
-            )
+            count, of = int((outcome == "diverged").sum()), int(outcome.isin(["ok", "diverged"]).sum())
+            base = (count, of) if level == factor.base else base
+            share, risk = share_interval(count, of, confidence), share_difference((count, of), base, confidence)
+            risk = Interval(0.0, 0.0, 0.0) if level == factor.base and of else risk
+            row: dict[str, object] = {"factor": factor.name, "level": level, "diverged": count, "of": of}
+            row |= {"failed": int((outcome == "failed").sum())}
+            row |= dict(zip(("share", "share_low", "share_high"), share[:3], strict=True))
+            rows.append(row | dict(zip(("difference", "difference_low", "difference_high"), risk[:3], strict=True)))
     table = pd.DataFrame(rows)
     table["level"] = pd.Series([row["level"] for row in rows], dtype=object)
     return table
@@ -140,7 +146,9 @@ def _outcomes(frame: pd.DataFrame, response: str) -> list[str]:
         flag = _numbers(frame["diverged"])
         gone |= (flag.fillna(0.0) != 0).to_numpy() if flag is not None else False
     found = np.where(gone, "diverged", "ok")
-    found = np.where(done, found, np.where(frame["status"] == "quarantined", "failed", "missing"))
+    kinds = {"quarantined": "failed", "waiting": "spared"}
+    others = [kinds.get(status, "missing") for status in frame["status"]]
+    found = np.where(done, found, others)
     return [str(outcome) for outcome in found]
 
 

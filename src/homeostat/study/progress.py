@@ -1,18 +1,22 @@
-"""How a study is getting on: a live bar on a terminal or in a notebook, a plain line now and then elsewhere.
+"""How a study is getting on: a live board on a terminal or in a notebook, a plain line now and then elsewhere.
 
-Nothing here is random.
+The board has a bar of the trials that have ended, what runs, what failed, the time left, and the strongest effects so
+far. Nothing here is random.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
+from homeostat.page.terminal import Printer
+from homeostat.study.interim import Strongest
 from homeostat.study.ledger import Counts
 from homeostat.study.local import Watch
 from homeostat.study.runner import Event
@@ -33,24 +37,49 @@ class Silent:
 
 
 @contextmanager
-def shown(console: Console, name_of: Callable[[int], str]) -> Iterator[Watch]:
+def shown(
+    console: Console, name_of: Callable[[int], str], strongest: Callable[[int], Strongest] = lambda done: Strongest()
+) -> Iterator[Watch]:
     """Show progress on `console` while the block runs.
 
     Args:
         name_of: what to call the trial of a number, e.g. "norm=batch, seed 3".
+        strongest: the strongest effects, given how many trials are done; asked several times a second.
     """
     if not (console.is_terminal or console.is_jupyter):
         yield _Teller(console, name_of)
         return
     described = TextColumn("{task.description}")
     columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), described)
-    with Bars(*columns, console=console) as bars:
-        yield _Teller(console, name_of, bars)
+    with _Board(*columns, console=console) as board:
+        yield _Teller(console, name_of, board, strongest)
+
+
+class _Board(Bars):
+    """A bar, and below it the strongest effects."""
+
+    strongest = Strongest()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.strongest.effects:
+            show = Printer(self.console)
+            yield show.cell(f"Strongest effects so far (complete seeds: {self.strongest.seeds})", "dim")
+            table = Table.grid(padding=(0, 2))
+            for effect in self.strongest.effects:
+                table.add_row(*map(show.cell, (effect.label, effect.amount, effect.verdict)))
+            yield table
 
 
 class _Teller:
-    def __init__(self, console: Console, name_of: Callable[[int], str], bars: Bars | None = None) -> None:
-        self._console, self._name_of, self._bars = console, name_of, bars
+    def __init__(
+        self,
+        console: Console,
+        name_of: Callable[[int], str],
+        bars: _Board | None = None,
+        strongest: Callable[[int], Strongest] | None = None,
+    ) -> None:
+        self._console, self._name_of, self._bars, self._strongest = console, name_of, bars, strongest
         self._bar = bars.add_task("", total=None) if bars else None
         self._start = time.monotonic()
         self._ended_before: int | None = None  # trials that had ended when this driver came
@@ -78,12 +107,14 @@ class _Teller:
             self._ended_before = ended
         line = self._line(counts, ended)
         if self._bars is not None and self._bar is not None:
+            if self._strongest is not None:
+                self._bars.strongest = self._strongest(counts.done)
             self._bars.update(self._bar, total=counts.planned, completed=ended, description=line)
             return
         waited = time.monotonic() - self._last
         if waited >= (_PLAIN_SECONDS if line != self._last_line else _QUIET_SECONDS):
             self._last, self._last_line = time.monotonic(), line
-            self._say(f"{ended} of {counts.planned} trials, {line}")
+            self._say(f"{ended} of {counts.most} trials, {line}")
 
     def _line(self, counts: Counts, ended: int) -> str:
         parts = ["finished" if counts.ended else f"{counts.running} running"]
@@ -92,7 +123,7 @@ class _Teller:
         since = ended - (self._ended_before or 0)
         if since and not counts.ended:
             left = (counts.planned - ended) * (time.monotonic() - self._start) / since
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{'at most ' if counts.waiting else ''}{duration(left)} left")
         return ", ".join(parts)
 
     def _say(self, text: str) -> None:

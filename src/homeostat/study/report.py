@@ -18,7 +18,7 @@ import pandas as pd
 from homeostat.inference import Interval
 from homeostat.page import template
 from homeostat.page.text import duration, percent, shorten
-from homeostat.study import exhibits
+from homeostat.study import diagnostics, exhibits
 from homeostat.study.analysis import Analysis
 from homeostat.study.export import write_text
 from homeostat.study.factors import Factor, level_text
@@ -39,7 +39,7 @@ def write_report(analysis: Analysis, curves: pd.DataFrame, directory: Path | str
         curves: one row per trial and epoch: trial, treatment, seed, epoch and the values; may be empty.
         directory: exists.
         info: for display, every key optional: title, command (texts), task, environment (mappings), base_recipe,
-            recommended_recipe (TOML), started (text), seconds (number), version.
+            recommended_recipe (TOML), started (text), seconds (number), version, sections (of `sections`).
     Returns: the path of the file.
     Raises: StorageError if the file cannot be written.
     """
@@ -74,6 +74,11 @@ def render(analysis: Analysis, curves: pd.DataFrame, info: Mapping[str, Any]) ->
         "curves": lines,
         "curves_by_factor": factors,
         "cost": exhibits.cost_figure(analysis),
+        "sections": info.get("sections", ()),
+        "best": diagnostics.best_names(analysis),
+        "gain_of_any": _gain_of_any(analysis),
+        "residuals": diagnostics.residual_figure(analysis),
+        "checks": _checks(analysis),
         "kept": settings({name: analysis.recommendation.config[name] for name in analysis.recommendation.kept}),
         "recommended_recipe": info.get("recommended_recipe"),
         "base_recipe": info.get("base_recipe"),
@@ -144,7 +149,8 @@ def _effects(analysis: Analysis) -> dict[str, Any]:
     for row in exhibits.records(analysis.effects):
         estimate, interval = exhibits.change_parts(unit, row.estimate, row.low, row.high)
         cells = {"estimate": estimate, "interval": interval, "p": _probability(row.p), "holm": _probability(row.p_holm)}
-        words = {"label": shorten(row.label, _LONG), "aliases": shorten(row.aliases, 2 * _LONG), "kind": row.kind}
+        mixed = "; ".join(text for text in (row.aliases, row.partly and f"in part {row.partly}") if text)
+        words = {"label": shorten(row.label, _LONG), "aliases": shorten(mixed, 2 * _LONG), "kind": row.kind}
         rows.append(
             cells | words | {"verdict": exhibits.verdict(row.verdict), "look": exhibits.LOOKS.get(row.verdict, "flat")}
         )
@@ -164,6 +170,18 @@ def _everything(analysis: Analysis) -> tuple[str, str] | None:
     return settings(config), analysis.unit.gain(*gain[:3])
 
 
+def _gain_of_any(analysis: Analysis) -> str:
+    """The gain of the recommendation with the interval that holds whichever treatment was picked."""
+    gain = analysis.recommendation.gain_of_any
+    return "" if gain is None or math.isnan(gain.low) else analysis.unit.gain(*gain[:3])
+
+
+def _checks(analysis: Analysis) -> dict[str, Any]:
+    heads = {"by seeds": "judged by", "log odds": "another unit"}
+    methods = [(name, heads.get(name, "")) for name in diagnostics.crosscheck_heads(analysis)]
+    return {"methods": methods, "rows": diagnostics.crosscheck_rows(analysis)}
+
+
 def _design(analysis: Analysis) -> dict[str, Any]:
     design = analysis.design
     facts = [("Treatments", design.describe().split("\n")[0])]
@@ -175,15 +193,11 @@ def _design(analysis: Analysis) -> dict[str, Any]:
         numbers = f"F({test.df:.0f}, {test.df_error:.0f}) = {test.f:.3g}, p = {_probability(test.p)}".replace(
             "= <", "<"
         )
-        facts.append(("Model of two-factor interactions", f"{says} (lack of fit: {numbers})"))
+        facts.append(("Model of effects", f"{says} (lack of fit: {numbers})"))
     facts += [("R²", f"{analysis.r2:.3f}")] if not math.isnan(analysis.r2) else []
     facts += [("Residual degrees of freedom", str(analysis.df_resid))] if analysis.df_resid > 0 else []
     aliases = design.aliases[["effect", "aliased_with"]].astype(str).itertuples(index=False)
-    lost = [
-        (shorten(row.factor, _LONG), shorten(level_text(row.level), _LONG), row.diverged, row.of, row.failed)
-        for row in exhibits.records(analysis.divergence)
-        if analysis.diverged or analysis.failed
-    ]
+    lost = diagnostics.divergence_rows(analysis) if analysis.diverged or analysis.failed else []
     return {"facts": [fact for fact in facts if fact[1]], "aliases": [tuple(row) for row in aliases], "lost": lost}
 
 

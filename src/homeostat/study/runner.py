@@ -45,11 +45,16 @@ class Rules:
         retries: failed attempts that are forgiven; one more and the trial is quarantined.
         lease: seconds without a sign of life after which a trial is given to somebody else.
         response: the metric that every result must have; None: any will do.
+        timeout: seconds that an attempt may take before the driver ends its worker and all that it started; None: any
+            time. Nothing else helps against a trial that hangs: the heartbeat's thread goes on and keeps its lease.
+        memory: bytes that a worker and all that it started may hold in RAM; None: as much as there is.
     """
 
     retries: int = 2
     lease: float = LEASE_SECONDS
     response: str | None = None
+    timeout: float | None = None
+    memory: int | None = None
 
 
 class Trial:
@@ -99,11 +104,16 @@ def work(ledger: Ledger, objective: Objective, holder: Holder, rules: Rules) -> 
         objective's result cannot be used and no trial of the study has yet ended well.
     """
     while (claim := ledger.claim(holder, rules.lease)) is not None:
-        yield run_trial(ledger, claim, objective, rules)
+        yield run_trial(ledger, claim, objective, rules, interruptible=holder.process == holder.driver)
 
 
-def run_trial(ledger: Ledger, claim: Claim, objective: Objective, rules: Rules) -> Event:
-    """Run one claimed trial and store its result or failure; see `work` for what is raised."""
+def run_trial(ledger: Ledger, claim: Claim, objective: Objective, rules: Rules, *, interruptible: bool = True) -> Event:
+    """Run one claimed trial and store its result or failure; see `work` for what is raised.
+
+    Args:
+        interruptible: whether a KeyboardInterrupt is the user's, which gives the trial back and is raised. In a worker,
+            to which Ctrl-C means nothing, it is the objective's own, and a failure like any other.
+    """
     start = time.perf_counter()
     seen: list[str] = []
     try:
@@ -121,7 +131,9 @@ def run_trial(ledger: Ledger, claim: Claim, objective: Objective, rules: Rules) 
     except (Exception, SystemExit) as error:
         _raise_if_storage(ledger, claim, error)
         return _failed(ledger, claim, short_traceback(error), rules, (start, seen))
-    except BaseException:  # Ctrl-C in the process that runs the trial itself
+    except BaseException as error:
+        if not interruptible:
+            return _failed(ledger, claim, short_traceback(error), rules, (start, seen))
         ledger.release(claim)
         raise
     shutil.rmtree(trial_directory(ledger.directory, claim.trial), ignore_errors=True)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.errors import HomeostatError
+from homeostat.failpoints import reach
 
-BUSY_SECONDS = 30.0  # how long a transaction waits for another process's
+BUSY_SECONDS = 60.0  # how long a transaction waits for another process's; a frozen one is killed earlier, by its lease
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -30,10 +31,11 @@ class Storage:
     Args:
         path: the file; its directory must exist.
         create: whether a missing file is made.
+        read_only: refuse to write; SQLite may still put in order what a killed process left.
     Raises: StorageError naming the file and a cure.
     """
 
-    def __init__(self, path: Path, *, create: bool) -> None:
+    def __init__(self, path: Path, *, create: bool, read_only: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
         with explained(path):
@@ -45,6 +47,8 @@ class Storage:
                 isolation_level=None,  # transactions are written out below
                 check_same_thread=False,  # the heartbeat's thread takes turns by the lock
             )
+            if read_only:
+                self._connection.execute("PRAGMA query_only = ON")
 
     def use_wal(self) -> None:
         """Let readers and one writer work at the same time; the file remembers it."""
@@ -65,10 +69,11 @@ class Storage:
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def writing(self, name: str = "other", *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """A write transaction: all of it is stored, or nothing.
 
         Args:
+            name: of its failpoints.
             durable: True: stored means that it survives a power cut (the file is flushed). False: it survives the
                 death of any process, and a power cut may take the last of it.
         """
@@ -77,11 +82,13 @@ class Storage:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                reach(f"{name}.written")
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+        reach(f"{name}.stored")
 
     def close(self) -> None:
         """Let go of the file."""

@@ -12,7 +12,8 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +23,23 @@ from rich.console import Console
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, invalid_type, unknown
-from homeostat.study import configuration, export, launch, local
-from homeostat.study.analysis import Analysis, analyze
-from homeostat.study.design import Design, make_design
-from homeostat.study.factors import Factor, Level, level_text
-from homeostat.study.ledger import FILE, Ledger
+from homeostat.study import configuration, export, launch, limits
+from homeostat.study.analysis import Analysis
+from homeostat.study.carrier import carrier
+from homeostat.study.cluster import Cluster, as_cluster
+from homeostat.study.design import Design, Interactions, Kind, make_design
+from homeostat.study.factors import Factor, Level
+from homeostat.study.interim import Interim
+from homeostat.study.judging import judge
+from homeostat.study.ledger import FILE, Ledger, Row
 from homeostat.study.local import StudyInterrupted as StudyInterrupted
 from homeostat.study.progress import shown
 from homeostat.study.runner import Objective, Rules, trial_directory
+from homeostat.study.sequence import MOST, Schedule, Until, as_until, saved
+from homeostat.study.status import trial_name
 from homeostat.study.storage import StorageError
+from homeostat.study.trackers import Tracker, as_trackers, tracking
+from homeostat.study.tuning import Setting, Tuning, as_grid
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,8 +51,10 @@ class StudyResult:
         trials: one row per trial; see `Ledger.trials`.
         curves: the learning curves; see `Ledger.curves`.
         directory: where everything is.
-        design: what was run.
+        design: what was planned.
         report: the path of report.html.
+        tuning: of a study with nuisance factors: which level each treatment has, see `Tuning`.
+        saved: how many planned trials a sequential study did without.
     """
 
     analysis: Analysis
@@ -52,6 +63,8 @@ class StudyResult:
     directory: Path
     design: Design
     report: Path
+    tuning: Tuning | None = None
+    saved: int = 0
 
     @property
     def recommendation(self) -> Any:
@@ -75,19 +88,38 @@ class Study:
         objective: `objective(config, seed) -> {metric: number}`, where config holds a level for every factor. With a
             parameter named `trial` it is also given a `Trial`: a directory for checkpoints, and `trial.report(epoch,
             **values)` for the learning curve. NaN and infinities are results. The objective must use its seed itself.
+            Its method `check(configs)`, if it has one, is called with all treatments before the first trial is run.
         factors: {"norm": ["none", "batch"], ...} or texts "norm=none,batch" or a `Design`, which then says everything
             about seeds and treatments. The first level of a factor is its base level.
-        seeds: how many seeds, or which; default 5. Each treatment is run under each of them.
+        seeds: how many seeds, or which; default 5, with `until` 30. Each treatment is run under each of them.
+        until: add seeds one by one, `seeds` being the most, until every effect is clearly beyond the margin, within it,
+            or known to plus or minus this much, in the response's unit; or "best": until one treatment is left that may
+            be the best, the others being given up on the way. Looking costs nothing: what is said at the end holds
+            however often one looked (`sequence`). A resumed study may have another aim, or none.
+        tune: nuisance factors, as `factors`: every treatment is run at each of their levels, and judged at the one that
+            suits it best by the response, on test data where there are any; see `tuning`.
         directory: of the study; default: studies/NAME-HASH, where HASH is that of the configuration.
         name: for that default; default: the objective's name.
-        design: "full" or "fractional" (two-level factors).
-        resolution: of the fraction.
+        design: its kind: "full", "fractional", "plackett-burman", "screening", "orthogonal", "optimal" or "auto": full
+            up to 32 treatments, then a fraction; see `make_design`.
+        resolution: of a fraction.
+        runs: treatments of an "optimal" design, or at most of a fraction.
+        interactions: those that an "optimal" design estimates: "all", "none", or pairs such as "norm:dropout".
         response: the metric to be judged; default: the objective's attribute `response` if it has one, otherwise the
             first metric that it returns.
         goal: "maximize" or "minimize"; default: the objective's attribute `goal`, otherwise "maximize".
         margin: the smallest change of the response that matters, in its own unit, at least 0.
-        workers: processes, one thread each; default: the number of cores. 0: run in this process, unsupervised.
+        workers: processes, one thread each; default: the number of cores. 0: run in this process, unsupervised, with
+            as many threads as it has (torch: one per core), so that floats may differ in their last bits from those of
+            workers; KeyboardInterrupt then interrupts the study, wherever it is raised.
+        on: "ray" or "ray://host:port", or a `cluster.Cluster`, which also says what a trial takes: trials run on a Ray
+            cluster, `workers` of them at once; default: as many as there is room for. The ledger stays here.
+        track: who is told how it goes, such as "tensorboard,mlflow"; see `trackers`. Trackers cannot harm a study.
         retries: how many failed attempts of a trial are forgiven before it is quarantined.
+        timeout: how long an attempt may take, in seconds or as "10m"; its worker is then ended with all that it
+            started, and the attempt has failed. A retry goes on from the checkpoint, where the objective keeps one.
+            Default: as long as it likes, also where it hangs.
+        memory: how much a worker and all that it started may hold in RAM, in bytes or as "4G"; the same then happens.
         base: settings that results depend on, such as a base recipe or the fingerprint of the data; a study is only
             resumed when they are the same. Default: the objective's attribute `base`, otherwise none.
         describe: what `recipe.toml` should say for a configuration; default: the objective's method `describe`,
@@ -111,13 +143,21 @@ class Study:
         *,
         directory: Path | str | None = None,
         name: str | None = None,
-        design: Literal["full", "fractional"] = "full",
+        until: Until | None = None,
+        tune: Mapping[str, Sequence[Level]] | Iterable[Factor | str] | None = None,
+        design: Kind = "auto",
         resolution: int | None = None,
+        runs: int | None = None,
+        interactions: Interactions | None = None,
         response: str | None = None,
         goal: Literal["maximize", "minimize"] | None = None,
         margin: float = 0.0,
         workers: int | None = None,
+        on: str | Cluster | None = None,
+        track: str | Iterable[str | Tracker] | None = None,
         retries: int = 2,
+        timeout: float | str | None = None,
+        memory: int | str | None = None,
         base: Mapping[str, Any] | None = None,
         describe: Callable[[dict[str, Level]], str] | None = None,
         preload: Sequence[str] | None = None,
@@ -126,31 +166,51 @@ class Study:
         if not callable(objective):
             raise invalid_type("Study", "objective", "be callable as objective(config, seed)", objective)
         self.objective = objective
-        self.design = _design(factors, seeds, design, resolution)
+        blocks = seeds if seeds is not None or isinstance(factors, Design) else 5 if until is None else MOST
+        self.design = _design(factors, blocks, design, resolution, runs, interactions)
+        self.until, self.grid = as_until(until, self.design), as_grid(tune, self.design)
+        if self.until is not None and self.grid is not None:
+            cure = "The level that suits a treatment best may change from seed to seed, and with it what was concluded."
+            raise invalid("Study", "until", "not be given together with tune", until, cure)
         self.response = response if response is not None else getattr(objective, "response", None)
         self.goal = goal if goal is not None else getattr(objective, "goal", None) or "maximize"
         if self.goal not in ("maximize", "minimize"):
             raise unknown("Study", "goal", self.goal, ("maximize", "minimize"))
         self.margin = _number("margin", margin)
         self.workers = environment.available_cores() if workers is None else _count("workers", workers)
+        self.on, self.track = as_cluster(on, workers), as_trackers(track)
         self.retries = _count("retries", retries)
+        self.timeout = limits.time_limit("Study", timeout)
+        self.memory = limits.memory_limit("Study", memory)
+        if not self.workers and (timeout, memory) != (None, None):
+            cure = "Only a driver can end a worker; this process cannot end itself."
+            raise invalid("Study", "timeout and memory", "not be given with workers=0", (timeout, memory), cure)
         self.preload = _homes(objective) if preload is None else tuple(preload)
         self.describe = describe if describe is not None else getattr(objective, "describe", None)
         self.info = dict(info or {})
         base = base if base is not None else getattr(objective, "base", {})
+        planned = configuration.plain("Study", "design", self.design.to_dict())
+        if self.grid is not None:
+            planned["tune"] = configuration.plain("Study", "tune", self.grid.to_dict())
         self.configuration = {
             "objective": configuration.identity(objective),
             "response": self.response,
             "goal": self.goal,
             "margin": self.margin,
             "base": configuration.plain("Study", "base", base),
-            "design": configuration.plain("Study", "design", self.design.to_dict()),
+            "design": planned,
         }
         self.name = name if name is not None else configuration.short_name(objective)
         default = Path("studies") / f"{configuration.file_name(self.name)}-{configuration.digest(self.configuration)}"
         self.directory = default if directory is None else Path(directory)
 
-    def run(self, progress: bool = True) -> StudyResult:
+    @property
+    def configs(self) -> list[dict[str, Level]]:
+        """What the objective is called with: every treatment, at every level of the nuisance factors."""
+        settings: list[Setting] = [{}] if self.grid is None else self.grid.settings
+        return [self.design.config(number) | setting for number in self.design.treatments.index for setting in settings]
+
+    def run(self, progress: bool = True, *, anyway: bool = False) -> StudyResult:
         """Run what has not been run yet, analyze everything, and write the report and tables.
 
         Resumes when the directory holds the same configuration. Files: study.sqlite (the ledger), trials.csv,
@@ -159,26 +219,35 @@ class Study:
 
         Args:
             progress: whether the plan and the progress are shown, on standard error.
+            anyway: resume although code, data or settings have changed since, as long as the design has not; for
+                changes that cannot matter. The report says what they were.
         Raises: InvalidValue if the directory holds another configuration; StorageError if it cannot be written;
             StudyInterrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM; InvalidType if the objective cannot be sent to
             workers; HomeostatError if workers cannot start, if the objective's results cannot be used, or if no trial
             ended well.
         """
         console = Console(stderr=True, quiet=not progress)
-        if self.workers and not (self.directory / FILE).exists():
-            launch.packed(self.objective)  # one that cannot be sent to workers leaves no directory behind
-        rows = [(treatment, seed, self.design.config(treatment)) for treatment, seed in self.design.run_order()]
-        ledger = Ledger.create_or_open(self.directory, self.configuration, rows)
+        if not (self.directory / FILE).exists():  # what cannot be run leaves no directory behind
+            self._check(console)
+            if self.workers:
+                launch.packed(self.objective)
+        rows = self._rows()
+        ledger = Ledger.create_or_open(self.directory, self.configuration, rows, anyway=anyway)
         try:
-            if not ledger.counts().ended:
-                self._announce(console, ledger)
-                start = time.monotonic()
-                try:
-                    self._run_trials(console, ledger, [_named(row) for row in rows])
-                finally:
-                    with contextlib.suppress(StorageError):  # of a full disk, say; what ended the trials is told
-                        ledger.spend(time.monotonic() - start)
-            return self._conclude(ledger)
+            schedule = Schedule(self.design, self.until, self.goal, self.margin)
+            schedule.hold(ledger)
+            with tracking(self.directory, self.name, self.track, partial(console.print, markup=False)) as tracked:
+                if schedule.advance(ledger, self.response):
+                    self._announce(console, ledger)
+                    start, names = time.monotonic(), [trial_name(config, seed) for _, seed, config in rows]
+                    try:
+                        self._run_trials(console, ledger, schedule, names)
+                    finally:
+                        with contextlib.suppress(StorageError):  # of a full disk, say; what ended the trials is told
+                            ledger.spend(time.monotonic() - start)
+                result = self._conclude(ledger, schedule)
+                tracked.conclude(result.analysis.summary, result.report)
+            return result
         except StudyInterrupted:
             raise
         except KeyboardInterrupt:  # before or after the trials
@@ -187,21 +256,27 @@ class Study:
             ledger.close()
 
     def _announce(self, console: Console, ledger: Ledger) -> None:
-        console.print(self.design.describe(), markup=False, highlight=False, soft_wrap=True)
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        say(self.design.describe())
+        if self.grid is not None:
+            say(self.grid.describe(self.design))
+        if self.until is not None:
+            say("At most: after every seed from the second on, a look decides whether another is needed.")
         counts = ledger.counts()
         if counts.done + counts.quarantined:
-            done = f"Resuming: {counts.done} of {counts.planned} trials are done already."
-            console.print(done, markup=False, highlight=False, soft_wrap=True)
+            say(f"Resuming: {counts.done} of {counts.most} trials are done already.")
 
-    def _run_trials(self, console: Console, ledger: Ledger, names: list[str]) -> None:
-        rules = Rules(retries=self.retries, response=self.response)
-        with shown(console, names.__getitem__) as watch:
-            if self.workers:
-                local.run_workers(ledger, self.objective, rules, watch, workers=self.workers, preload=self.preload)
-            else:
-                local.run_here(ledger, self.objective, rules, watch)
+    def _run_trials(self, console: Console, ledger: Ledger, schedule: Schedule, names: list[str]) -> None:
+        rules = Rules(retries=self.retries, response=self.response, timeout=self.timeout, memory=self.memory)
+        judged = {"response": self.response, "goal": self.goal, "margin": self.margin}
+        with (
+            shown(console, names.__getitem__, Interim(ledger, self.design, judged, self.grid)) as watch,
+            carrier(self.objective, rules, watch, self.on, self.workers, self.preload) as run_pending,
+        ):
+            while schedule.advance(ledger, self.response):
+                run_pending(ledger)
 
-    def _conclude(self, ledger: Ledger) -> StudyResult:
+    def _conclude(self, ledger: Ledger, schedule: Schedule) -> StudyResult:
         from homeostat.study.report import write_report  # matplotlib takes its time
 
         trials, curves = ledger.trials(), ledger.curves()
@@ -211,16 +286,25 @@ class Study:
         if done.empty:
             failure = next((text for text in trials["failure"] if text), "")
             raise HomeostatError(f"{self.directory}: no trial ended well, so there is nothing to compare. {failure}")
-        analysis = analyze(trials, self.design, response=self._judged(ledger), goal=self.goal, margin=self.margin)
+        response = self.response if self.response is not None else ledger.first_metric()
+        judged = judge(trials, schedule, self.grid, response=response, sequential=ledger.sequential)
+        analysis, tuning = judged.analysis, judged.tuning
+        if ledger.accepted:
+            analysis = replace(analysis, warnings=[_mixed(ledger), *analysis.warnings])
         export.write_csv(trials, self.directory / "trials.csv")
         export.write_csv(analysis.treatments, self.directory / "treatments.csv", index=True)
         export.write_csv(analysis.effects, self.directory / "effects.csv")
-        info = self._facts(ledger)
+        if tuning is not None:
+            export.write_csv(tuning.chosen, self.directory / "tuning.csv", index=True)
+        info = {"sections": judged.sections, **self._facts(ledger)}
         if self.describe is not None:
-            info["recommended_recipe"] = self.describe(dict(analysis.recommendation.config))
+            advice = analysis.recommendation
+            config = dict(advice.config) | (tuning.setting(advice.treatment) if tuning is not None else {})
+            info["recommended_recipe"] = self.describe(config)
             export.write_text(self.directory / "recipe.toml", info["recommended_recipe"])
-        report = write_report(analysis, curves, self.directory, info)
-        return StudyResult(analysis, trials, curves, self.directory, self.design, report)
+        told = curves[curves["trial"].isin(judged.trials["trial"])]
+        report = write_report(analysis, told, self.directory, info)
+        return StudyResult(analysis, trials, curves, self.directory, self.design, report, tuning, saved(trials))
 
     def _facts(self, ledger: Ledger) -> dict[str, Any]:
         """What the report says besides the results; the caller's own words come first."""
@@ -228,21 +312,33 @@ class Study:
         facts = {"title": self.name, "started": started, "seconds": ledger.spent, "version": version("homeostat")}
         return facts | {"environment": environment.describe()} | self.info
 
-    def _judged(self, ledger: Ledger) -> str:
-        return self.response if self.response is not None else ledger.first_metric()
+    def _rows(self) -> list[Row]:
+        if self.grid is not None:
+            return self.grid.rows(self.design)
+        return [(treatment, seed, self.design.config(treatment)) for treatment, seed in self.design.run_order()]
+
+    def _check(self, console: Console) -> None:
+        """Let the objective try every treatment, if it can."""
+        check = getattr(self.objective, "check", None)
+        if callable(check):
+            with console.status("Trying every treatment ..."):
+                check(self.configs)
 
 
 def _design(
     factors: Design | Mapping[str, Sequence[Level]] | Iterable[Factor | str],
     seeds: int | Sequence[int] | None,
-    kind: Literal["full", "fractional"],
+    kind: Kind,
     resolution: int | None,
+    runs: int | None,
+    interactions: Interactions | None,
 ) -> Design:
     if not isinstance(factors, Design):
-        found = make_design(factors, 5 if seeds is None else seeds, kind, resolution)
-    elif seeds is not None or resolution is not None or kind != "full":
+        blocks = 5 if seeds is None else seeds
+        found = make_design(factors, blocks, kind, resolution, runs=runs, interactions=interactions)
+    elif kind != "auto" or any(given is not None for given in (seeds, resolution, runs, interactions)):
         cure = "A Design says which seeds and treatments are run."
-        raise invalid("Study", "seeds, design and resolution", "not be given besides a Design", (seeds, kind), cure)
+        raise invalid("Study", "seeds, design and what belongs to it", "not be given besides a Design", seeds, cure)
     else:
         found = factors
     for seed in found.seeds:
@@ -251,14 +347,15 @@ def _design(
     return found
 
 
+def _mixed(ledger: Ledger) -> str:
+    """That trials were run under different settings, and which."""
+    lines = [line for other in ledger.accepted for line in configuration.differences(ledger.configuration, other)]
+    return f"Trials were run under different settings, because of anyway: {'; '.join(dict.fromkeys(lines))}."
+
+
 def _homes(objective: Objective) -> tuple[str, ...]:
     home = type(objective).__module__
     return (home, *getattr(objective, "preload", ())) if home.startswith("homeostat.") else ()
-
-
-def _named(row: tuple[int, int, Mapping[str, Level]]) -> str:
-    _, seed, config = row
-    return ", ".join([*(f"{name}={level_text(level)}" for name, level in config.items()), f"seed {seed}"])
 
 
 def _count(argument: str, value: int) -> int:

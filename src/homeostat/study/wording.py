@@ -52,7 +52,7 @@ class Unit:
         return f"points of {self.name}" if self.points else self.name
 
     def column(self, changes: Iterable[Sequence[float]]) -> Unit:
-        """The same unit with the decimals that suit a column of changes: those that its narrowest interval needs.
+        """The same unit with the decimals that suit a column of changes: those that its narrower intervals need.
 
         Args:
             changes: (estimate, low, high) of each row, NaN where there is none.
@@ -65,14 +65,19 @@ class Unit:
         largest = max((abs(number) for row in rows for number in row if math.isfinite(number)), default=0.0)
         if not 1e-5 <= largest < 1e7:
             return self
-        halves = [(high - low) / 2 for _, low, high in rows]
-        finest = min((half for half in halves if math.isfinite(half) and half > 1e-4 * largest), default=largest / 10)
+        halves = sorted((high - low) / 2 for _, low, high in rows if math.isfinite(high - low))
+        halves = [half for half in halves if half > 1e-4 * largest]
+        finest = halves[len(halves) // 4] if halves else largest / 10  # a single lucky one would cost room in every row
         needed = (0 if self.points else 1) - math.floor(math.log10(finest))
         return replace(self, decimals=max(int(self.points), needed))
 
     def scaled(self, number: float) -> float:
         """A number on the scale on which it is written: times 100 for points."""
         return 100 * number if self.points else number
+
+    def tick(self, number: float) -> str:
+        """A number on an axis that `label` or `change_label` names."""
+        return f"{self.scaled(number):.6g}".replace("-", "−")
 
     def value(self, number: float) -> str:
         """A level of the metric, e.g. "97.9 %"."""
@@ -179,3 +184,8 @@ def listed(names: Sequence[str], conjunction: str = "and") -> str:
 def counted(count: int, word: str) -> str:
     """A number with its noun: "1 trial", "20 trials"."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def capital(text: str) -> str:
+    """A text with a capital letter at its start; the others stay as they are."""
+    return text[:1].upper() + text[1:]

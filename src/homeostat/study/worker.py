@@ -97,6 +97,8 @@ def _settle(environment: Mapping[str, str], log: Path) -> None:
     for text in (sys.stdout, sys.stderr):
         _by_line(text)
     faulthandler.enable()
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, all_threads=False)  # the driver asks where a trial hangs
 
 
 def _by_line(stream: Any) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +54,31 @@ def store_task(task: Task, root: Path | None = None) -> Path:
     if not storable(task):
         cure = "Datasets, DataLoaders, models and functions are code; load such a task again in each process."
         raise invalid("store_task", "task", "consist of tensors and names", task.name, cure)
-    root = root or cache_folder() / "tasks"
-    folder = root / task.fingerprint
-    if _whole(folder):
-        return folder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
-        written = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-    except OSError as error:
-        raise HomeostatError(
-            f"store_task: {root} cannot be written ({error}). Set HOMEOSTAT_CACHE to a folder that can."
-        ) from error
-    try:
-        _write(task, written)
-        if folder.exists():  # damaged: it was not whole
-            shutil.rmtree(folder)
-        written.rename(folder)
-    except OSError as error:
-        if not _whole(folder):  # another process may have finished the same folder meanwhile
-            cure = "Free some space, or set HOMEOSTAT_CACHE to another folder."
-            raise HomeostatError(f"store_task: {folder} cannot be written ({error}). {cure}") from error
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    return _placed(task.fingerprint, lambda folder: _write(task, folder), root)
+
+
+def task_files(folder: Path) -> dict[str, np.ndarray]:
+    """The files of a stored task by name, each as its bytes, for a machine that does not share this one's disk."""
+    return {path.name: np.fromfile(path, dtype=np.uint8) for path in sorted(folder.iterdir())}
+
+
+def receive_task(fingerprint: str, fetch: Callable[[], Mapping[str, np.ndarray]], root: Path | None = None) -> Path:
+    """Store a task here whose files another machine has, unless it is here already.
+
+    Args:
+        fingerprint: the task's.
+        fetch: gets what `task_files` returned there; only called where the task is missing.
+        root: as for `store_task`.
+    Returns: the folder to give to `open_task`.
+    Raises: HomeostatError if the folder cannot be written, or what comes is no whole task.
+    """
+
+    def write(folder: Path) -> None:
+        for name, content in fetch().items():
+            content.tofile(folder / Path(name).name)
+
+    folder = _placed(fingerprint, write, root)
+    open_task(folder)
     return folder
 
 
@@ -108,6 +111,34 @@ def open_task(folder: Path | str) -> Task:
         ) from error
     task.__dict__["fingerprint"] = folder.name
     return task
+
+
+def _placed(fingerprint: str, write: Callable[[Path], None], root: Path | None) -> Path:
+    """The folder of that fingerprint, written under another name and renamed unless it is there and whole."""
+    root = root or cache_folder() / "tasks"
+    folder = root / fingerprint
+    if _whole(folder):
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        written = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    except OSError as error:
+        raise HomeostatError(
+            f"store_task: {root} cannot be written ({error}). Set HOMEOSTAT_CACHE to a folder that can."
+        ) from error
+    try:
+        write(written)
+        if folder.exists():  # damaged: it was not whole
+            shutil.rmtree(folder)
+        written.rename(folder)
+    except OSError as error:
+        if not _whole(folder):  # another process may have finished the same folder meanwhile
+            cure = "Free some space, or set HOMEOSTAT_CACHE to another folder."
+            raise HomeostatError(f"store_task: {folder} cannot be written ({error}). {cure}") from error
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return folder
 
 
 def _write(task: Task, folder: Path) -> None:

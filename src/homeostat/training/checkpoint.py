@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from homeostat.errors import HomeostatError
+from homeostat.failpoints import reach
 
 MANIFEST = "checkpoints.json"
 _SYNC_EVERY_S = 1.0
@@ -131,6 +132,8 @@ def write_whole(path: Path, content: bytes, durable: bool) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        reach("checkpoint.written")
         os.replace(temporary, path)
+        reach("checkpoint.stored")
     finally:
         temporary.unlink(missing_ok=True)

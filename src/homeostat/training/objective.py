@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from homeostat import seeds
 from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning, invalid, invalid_type
-from homeostat.training.cache import open_task, storable, store_task
+from homeostat.training.cache import open_task, receive_task, storable, store_task, task_files
 from homeostat.training.datasets import load_task
 from homeostat.training.evaluation import Evaluation
 from homeostat.training.idle import IdleFactors, idle_settings
@@ -94,6 +95,16 @@ class Objective:
         if self.spec is not None:
             return _loaded, (self.spec, self.task.seed, self.recipe)
         return Objective, (self.task, self.recipe)
+
+    def carried(self) -> tuple[Callable[..., Objective], dict[str, np.ndarray]] | None:
+        """For machines that do not share this one's disk: what makes this objective there, and the files it needs.
+
+        None where the task is code, which has to be there already.
+        """
+        if not storable(self.task):
+            return None
+        folder = store_task(self.task)
+        return functools.partial(_received, folder.name, self.recipe), task_files(folder)
 
     def __call__(self, config: Mapping[str, Any], seed: int, trial: Trial | None = None) -> dict[str, float]:
         """Train one treatment under one seed; the metrics are those of `Fit`."""
@@ -212,6 +223,10 @@ def _reason(error: Exception) -> str:
 
 def _opened(folder: str, recipe: Recipe) -> Objective:
     return Objective(open_task(folder), recipe)
+
+
+def _received(fingerprint: str, recipe: Recipe, fetch: Callable[[], Mapping[str, np.ndarray]]) -> Objective:
+    return Objective(open_task(receive_task(fingerprint, fetch)), recipe)
 
 
 def _loaded(spec: str, seed: int, recipe: Recipe) -> Objective:

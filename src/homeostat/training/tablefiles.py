@@ -20,6 +20,7 @@ from homeostat.errors import InvalidValue, invalid
 INDEX_NAME = "(index)"  # what a first column without a name is called: the row labels that pandas writes
 _MISSING = ("?",)  # besides what pandas takes as missing: "", NA, N/A, NaN, null, None, ...
 _DELIMITERS = (",", ";", "\t", "|")
+_SAVE_AS = "Save the table as CSV in UTF-8; an .xlsx file must be exported first."
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _DECIMAL_POINT = re.compile(r"[+-]?\d+\.\d+")
 
@@ -54,8 +55,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_text(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    encoding = _encoding(path)
     try:
+        encoding = _encoding(path)
         delimiter = _delimiter(path, encoding)
         header, decimal = _scan(path, encoding, delimiter)
         _check_names(header, path)
@@ -73,8 +74,7 @@ def _read_text(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         )
     except UnicodeDecodeError as error:
         shown = f"byte 0x{error.object[error.start]:02x}"
-        cure = "Save the table as CSV in UTF-8; an .xlsx file must be exported first."
-        raise invalid("load_task", str(path), "be text in UTF-8", shown, cure) from error
+        raise invalid("load_task", str(path), "be text in UTF-8", shown, _SAVE_AS) from error
     except (csv.Error, pd.errors.ParserError, gzip.BadGzipFile, EOFError) as error:
         raise invalid("load_task", "table", "be a readable CSV file", str(path), f"({error})") from error
     return frame, {"format": "text", "delimiter": delimiter, "encoding": encoding, "decimal": decimal}
@@ -87,11 +87,17 @@ def _opened(path: Path, encoding: str) -> IO[str]:
 
 
 def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(2)
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        start = file.read(4096)
     if not start:
         raise invalid("load_task", "table", "not be empty", str(path), "The file has 0 bytes.")
-    return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if b"\0" in start:
+        wide = max(start[::2].count(0), start[1::2].count(0)) > len(start) // 4
+        guess = "It seems to be UTF-16 without a byte order mark. " if wide else ""
+        raise invalid("load_task", str(path), "be text in UTF-8", "byte 0x00", guess + _SAVE_AS)
+    return "utf-8-sig"
 
 
 def _delimiter(path: Path, encoding: str) -> str:
