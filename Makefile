@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/corruptions.py
 	$(BIN)/python benchmarks/adaptation.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/crashes.py
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/sequential.py
 	$(BIN)/python benchmarks/watch.py

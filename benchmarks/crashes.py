@@ -1,8 +1,8 @@
 """A study that is killed ten times at random moments, against the same study undisturbed: same bits, how much longer?
 
-Every round ends with `kill -9` of the driver or of one of its workers, or with Ctrl-C, at a moment drawn from a seeded
-generator; every second round has another number of workers. What is lost each time is what a process start costs and
-the epochs that were running.
+Every round ends with `kill -9` of the driver, of a worker and then of the driver, or with Ctrl-C, at a moment drawn
+from a seeded generator; every second round has another number of workers. Each costs the start of a process and the
+epochs that were running, so the study must be long enough to speak of times.
 
     python benchmarks/crashes.py [--rounds 10] [--seeds 10] [--epochs 300] [--draw 0]
 """
@@ -10,6 +10,7 @@ the epochs that were running.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -19,9 +20,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 
 from homeostat import environment
+from homeostat.study.ledger import Ledger
+from homeostat.study.storage import StorageError
 
 STUDY = [sys.executable, "-m", "homeostat", "study", "digits", "-f", "norm=none,batch", "-f", "dropout=0,0.3"]
 TIMES = ["seconds", "seconds_per_epoch", "attempt"]  # what may differ
@@ -38,36 +40,42 @@ def undisturbed(words: list[str]) -> float:
     return time.monotonic() - start
 
 
-def strike(process: subprocess.Popen, how: str) -> None:
-    """Do one of the things that happen to studies."""
+def running(out: Path) -> list[int]:
+    """The pids of the workers that have a trial."""
+    try:
+        ledger = Ledger.open(out, read_only=True)
+    except StorageError:
+        return []
+    pids = [attempt.holder.process.pid for attempt in ledger.running() if attempt.holder.process.alive()]
+    ledger.close()
+    return pids
+
+
+def struck(words: list[str], out: Path, wait: float, draw: random.Random) -> str:
+    """Start the study and end it, so many seconds after its trials run; what was done to it."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not running(out):
+        time.sleep(0.05)
+    time.sleep(wait)
+    how = draw.choice(["driver", "worker", "interrupt"])
     if how == "worker":
-        children = psutil.Process(process.pid).children(recursive=True)
-        busy = [child for child in children if child.cpu_percent(0.05) > 20]
-        if busy:
-            busy[0].kill()  # its driver goes on
-            return
-    process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
+        for pid in running(out)[:1]:
+            os.kill(pid, signal.SIGKILL)  # its driver starts another
+        time.sleep(0.5)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
+    process.wait()
+    return how
 
 
 def disturbed(out: Path, rounds: int, expected: float, seeds: int, epochs: int, draw: random.Random) -> float:
     """Seconds in all, over every round and what was left after the last."""
-    start, struck = time.monotonic(), []
+    start, done = time.monotonic(), []
     for number in range(rounds):
-        workers = 1 + (number + 1) % 2
-        process = subprocess.Popen(
-            command(out, workers, seeds, epochs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(draw.uniform(0.5, 1.5) * expected / rounds)
-        how = draw.choice(["driver", "worker", "interrupt"])
-        if process.poll() is None:
-            strike(process, how)
-            struck.append(how)
-            if process.poll() is None and how == "worker":
-                time.sleep(draw.uniform(0.2, 1.0))
-                process.kill()
-        process.wait()
+        words = command(out, 1 + number % 2, seeds, epochs)
+        done.append(struck(words, out, draw.uniform(0.0, 1.0) * expected / rounds, draw))
     subprocess.run(command(out, 2, seeds, epochs), check=True, capture_output=True)
-    print(f"struck {len(struck)} times: {', '.join(struck)}")
+    print(f"struck {len(done)} times: {', '.join(done)}")
     return time.monotonic() - start
 
 
