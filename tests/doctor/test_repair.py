@@ -43,9 +43,9 @@ def sigmoids():
 @pytest.mark.parametrize("make", [maximizing, sigmoids])
 def test_a_repaired_training_works_in_a_strangers_loop(make):
     before, training = make(), make()
-    repair = hs.repair(training, budget=200)
+    repair = hs.repair(training, budget="15s")
     assert repair
-    assert repair.proof.gain.low > 0
+    assert min(repair.proof.gains) > 0.1
     assert trained(repair.training) > trained(before) + 0.3
 
 
