@@ -50,12 +50,13 @@ def test_examples_run(page: Path) -> None:
     assert result.failed == 0, "".join(output)
 
 
-def test_the_examples_of_the_doctors_guide_run() -> None:
-    prose = (DOCS / "doctor.md").read_text(encoding="utf-8").partition("\n## Reference")[0]
+@pytest.mark.parametrize(("name", "least"), [("doctor", 10), ("designs", 20), ("studies", 10)])
+def test_the_examples_of_the_guides_run(name: str, least: int) -> None:
+    prose = (DOCS / f"{name}.md").read_text(encoding="utf-8").partition("\n## Reference")[0]
     output: list[str] = []
-    examples = doctest.DocTestParser().get_doctest(prose, {}, "doctor.md", None, 0)
+    examples = doctest.DocTestParser().get_doctest(prose, {}, f"{name}.md", None, 0)
     result = doctest.DocTestRunner(optionflags=FLAGS).run(examples, out=output.append)
-    assert result.attempted > 10
+    assert result.attempted > least
     assert result.failed == 0, "".join(output)
 
 

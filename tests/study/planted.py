@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
+from homeostat.study.analysis import Analysis
 from homeostat.study.design import Design
 from homeostat.study.factors import Level
 
@@ -48,3 +49,8 @@ def planted(
             row |= {"status": "quarantined", "failure": "Traceback ...\nRuntimeError: out of memory"}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def effect(analysis: Analysis, label: str) -> pd.Series:
+    """One row of the table of effects."""
+    return analysis.effects.set_index("label").loc[label]

@@ -30,7 +30,7 @@ from homeostat.errors import HomeostatError
 from homeostat.study.lease import Process
 from homeostat.study.ledger import Claim, Counts, Ledger, StaleClaim
 from homeostat.study.limits import WEIGH_SECONDS
-from homeostat.study.runner import Objective, Rules, run_trial, short_traceback
+from homeostat.study.runner import Objective, Rules, beside, run_trial, short_traceback
 from homeostat.study.storage import StorageError
 
 Row: TypeAlias = tuple[int, dict[str, float]]  # epoch, values
@@ -161,11 +161,10 @@ class Line:
         """
         self._send(0)  # and wait until it has arrived: what dies from now on had begun
         self.renew(self._claim, self._rules.lease)
-        ended = threading.Event()
         spacing = self._rules.lease / 3
         nap = min(spacing, _SPACING if self._rules.memory is None else WEIGH_SECONDS)
 
-        def speak() -> None:
+        def speak(ended: threading.Event) -> None:
             sent = time.monotonic()
             while not (self._stale or ended.wait(nap)):
                 held = self._overweight()
@@ -173,13 +172,8 @@ class Line:
                     self._send(held)
                     sent = time.monotonic()
 
-        thread = threading.Thread(target=speak, name=f"line of trial {self._claim.trial}", daemon=True)
-        thread.start()
-        try:
+        with beside(f"line of trial {self._claim.trial}", speak):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def renew(self, claim: Claim, lease: float) -> None:
         """Nothing: the open line tells that the process lives.

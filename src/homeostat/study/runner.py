@@ -251,9 +251,8 @@ def _unwritable(directory: Path) -> StorageError | None:
 @contextmanager
 def _heartbeat(ledger: Ledger, claim: Claim, lease: float) -> Iterator[None]:
     """Renew the lease from a thread as long as the block runs."""
-    ended = threading.Event()
 
-    def beat() -> None:
+    def beat(ended: threading.Event) -> None:
         while not ended.wait(lease / 3):
             try:
                 ledger.renew(claim, lease)
@@ -262,7 +261,15 @@ def _heartbeat(ledger: Ledger, claim: Claim, lease: float) -> Iterator[None]:
             except StorageError:
                 continue  # it may pass; if not, the trial's next write says why
 
-    thread = threading.Thread(target=beat, name=f"heartbeat of trial {claim.trial}", daemon=True)
+    with beside(f"heartbeat of trial {claim.trial}", beat):
+        yield
+
+
+@contextmanager
+def beside(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Let a thread work while the block runs; it is given the event that tells it to end."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)
     thread.start()
     try:
         yield

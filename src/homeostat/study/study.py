@@ -94,8 +94,8 @@ class Study:
         seeds: how many seeds, or which; default 5, with `until` 30. Each treatment is run under each of them.
         until: add seeds one by one, `seeds` being the most, until every effect is clearly beyond the margin, within it,
             or known to plus or minus this much, in the response's unit; or "best": until one treatment is left that may
-            be the best, the others being given up on the way. Looking costs nothing: what is said at the end holds
-            however often one looked (`sequence`). A resumed study may have another aim, or none.
+            be the best, the others being given up on the way. What is said at the end holds however often one looked,
+            at the price of wider intervals (`sequence`). A resumed study may have another aim, or none.
         tune: nuisance factors, as `factors`: every treatment is run at each of their levels, and judged at the one that
             suits it best by the response, on test data where there are any; see `tuning`.
         directory: of the study; default: studies/NAME-HASH, where HASH is that of the configuration.
