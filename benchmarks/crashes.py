@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 
 from homeostat import environment
-from homeostat.study.ledger import Ledger
-from homeostat.study.storage import StorageError
+from homeostat.study.state.ledger import Ledger
+from homeostat.study.state.storage import StorageError
 
 STUDY = [sys.executable, "-m", "homeostat", "study", "digits", "-f", "norm=none,batch", "-f", "dropout=0,0.3"]
 TIMES = ["seconds", "seconds_per_epoch", "attempt"]  # what may differ

@@ -21,9 +21,6 @@ import scipy
 from homeostat.inference import Judged, share_difference
 from homeostat.inference.lenth import lenth
 from homeostat.seeds import numpy_generator
-from homeostat.study.advice import recommend
-from homeostat.study.best import best_set
-from homeostat.study.crosschecks import crosschecks
 from homeostat.study.design import (
     Design,
     definitive_screening,
@@ -32,11 +29,14 @@ from homeostat.study.design import (
     optimal_design,
     plackett_burman,
 )
-from homeostat.study.effect_table import effect_contrast, effect_table
-from homeostat.study.effects import EffectModel, fit
 from homeostat.study.factors import Level
-from homeostat.study.outcomes import tidy, treatment_table
-from homeostat.study.wording import Unit
+from homeostat.study.results.advice import recommend
+from homeostat.study.results.best import best_set
+from homeostat.study.results.crosschecks import crosschecks
+from homeostat.study.results.effect_table import effect_contrast, effect_table
+from homeostat.study.results.effects import EffectModel, fit
+from homeostat.study.results.outcomes import tidy, treatment_table
+from homeostat.study.results.wording import Unit
 
 Config = dict[str, Level]
 ONE, THREE = {name: [0, 1] for name in "abcdefghijk"}, {name: [0, 1, 2] for name in "abcd"}

@@ -1,135 +1,135 @@
-"""Trials per minute of `homeostat study` against the plain way, as whole processes, alternating, on this machine.
+"""Trials per minute of `homeostat study` against other ways to run the same trials, as whole processes, alternating.
 
-The plain way: one process, a for loop over treatments and seeds, torch's DataLoader, float images in torch's default
-layout, torch's default number of threads. Both train the same small cnn with the same optimizer, batch size, epochs and
-seeds on the same images, evaluate validation after each epoch and all splits at the end. Imports, process starts,
-analysis and the report are inside the measured time.
+All train the same small cnn (`plain_images`) with the same optimizer, batch size, epochs and seeds on the same images,
+and evaluate validation after each epoch. Imports, process starts, analysis and the report are inside the measured time.
 
-    python benchmarks/throughput.py [--rounds 3] [--seeds 4]
+- plain: one process, a for loop over treatments and seeds, torch's DataLoader, float images in torch's default layout,
+  torch's default number of threads.
+- one: `homeostat study` with one worker instead of one per core.
+- optuna: Optuna's grid sampler around a Lightning Trainer without logger and progress bar, one trial at a time with all
+  cores, as both libraries' examples do (`rival_optuna.py`); "optuna-threads" runs as many at once as there are cores.
+- ray: Ray Tune's grid search over the plain loop, one core and thread per trial (`rival_ray.py`).
+
+Optuna and Ray run in environments of their own, in the folder --environments, made there with pip if it is missing.
+
+    python benchmarks/throughput.py [plain one optuna optuna-threads ray] [--rounds 3] [--seeds 10]
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import homeostat as hs
 from homeostat import environment
+from plain_images import EPOCHS, FACTORS, splits, standardized, train, trials
 
-EPOCHS, BATCH_SIZE = 2, 64
-FACTORS = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
+HERE = Path(__file__).resolve().parent
+RIVALS = {
+    "optuna": ("optuna", "rival_optuna.py", []),
+    "optuna-threads": ("optuna", "rival_optuna.py", ["--jobs", str(environment.available_cores())]),
+    "ray": ("ray", "rival_ray.py", []),
+}
+PACKAGES = {"optuna": ["lightning==2.6.5", "optuna==4.9.0"], "ray": ["ray[tune]==2.60.0"]}
 
 
 def images() -> hs.Task:
-    """Ten classes of noisy 28x28 uint8 patterns, 6,000 / 1,000 / 1,000: MNIST's shape, no download."""
+    """What `homeostat study` trains on."""
     return hs.Task(data=tuple(splits()), name="patterns", default_model="cnn")
-
-
-def splits() -> list[tuple[Tensor, Tensor]]:
-    generator = np.random.default_rng(0)
-    patterns = generator.uniform(0, 255, (10, 1, 28, 28))
-    found = []
-    for count in (6000, 1000, 1000):
-        labels = np.resize(np.arange(10), count)
-        pixels = np.clip(patterns[labels] * 0.3 + generator.normal(90, 60, (count, 1, 28, 28)), 0, 255)
-        found.append((torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels)))
-    return found
 
 
 def plain(seeds: int) -> None:
     """The study as most people would write it."""
-    data = splits()
-    train_images = data[0][0].float() / 255
-    mean, deviation = train_images.mean(), train_images.std()
-    train, valid, test = (TensorDataset((x.float() / 255 - mean) / deviation, y) for x, y in data)
-    for norm, dropout, seed in itertools.product(*FACTORS.values(), range(seeds)):
-        torch.manual_seed(seed)
-        model = plain_cnn(norm == "batch", dropout)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
-        for _ in range(EPOCHS):
-            model.train()
-            for x, y in DataLoader(train, batch_size=BATCH_SIZE, shuffle=True):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-            accuracy(model, valid)
-        for split in (train, valid, test):
-            accuracy(model, split)
+    data = standardized()
+    for trial in trials(seeds):
+        list(train(data, *trial))
 
 
-def plain_cnn(batch_norm: bool, dropout: float) -> nn.Sequential:
-    """The built-in cnn, layer for layer."""
-    layers: list[nn.Module] = []
-    for before, after in ((1, 16), (16, 32)):
-        layers.append(nn.Conv2d(before, after, 3, padding=1))
-        if batch_norm:
-            layers.append(nn.BatchNorm2d(after))
-        layers += [nn.ReLU(), nn.MaxPool2d(2)]
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 7 * 7, 10))
+def environment_of(rival: str, folder: Path) -> Path:
+    """The interpreter of a rival's own environment, with the same torch as this one."""
+    home = (folder / rival).resolve()
+    if not (home / "done").exists():
+        print(f"making {home} ...", flush=True)
+        venv.create(home, with_pip=True, clear=True)
+        constraints = HERE.parent / "constraints.txt"
+        packages = ["torch", "numpy", *PACKAGES[rival]]
+        pip = [str(home / "bin/python"), "-m", "pip", "install", "--quiet", "-c", str(constraints), *packages]
+        subprocess.run(pip, check=True)
+        (home / "done").touch()
+    return home / "bin/python"
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: TensorDataset) -> tuple[float, float]:
-    model.eval()
-    right, loss = 0, 0.0
-    for x, y in DataLoader(data, batch_size=512):
-        output = model(x)
-        right += int((output.argmax(1) == y).sum())
-        loss += float(nn.functional.cross_entropy(output, y)) * len(y)
-    return right / len(data), loss / len(data)
+def command(way: str, seeds: int, folder: Path, environments: Path) -> list[str]:
+    """What runs the trials in this way."""
+    if way == "plain":
+        return [sys.executable, __file__, "--run-plain", "--seeds", str(seeds)]
+    if way in RIVALS:
+        rival, script, options = RIVALS[way]
+        return [str(environment_of(rival, environments)), str(HERE / script), "--seeds", str(seeds), *options]
+    study = [sys.executable, "-m", "homeostat", "study", "throughput:images", "--out", str(folder / "study")]
+    study += [word for name, levels in FACTORS.items() for word in ("-f", f"{name}={','.join(map(str, levels))}")]
+    workers = [] if way == "homeostat" else ["--workers", "1"]
+    return [*study, "--seeds", str(seeds), "--epochs", str(EPOCHS), *workers]
 
 
-def seconds(command: list[str], cwd: Path) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(cwd)})
-    return time.perf_counter() - started
+def seconds(way: str, seeds: int, environments: Path) -> float:
+    """How long a whole process takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = command(way, seeds, Path(folder), environments)
+        started = time.perf_counter()
+        done = subprocess.run(
+            words, cwd=HERE, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _path(way)}
+        )
+        spent = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{way}: {done.stderr[-2000:]}")
+    return spent
+
+
+def _path(way: str) -> str:
+    """Where modules are looked for: a rival sees this folder alone."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    return str(HERE) if way in RIVALS or not inherited else f"{HERE}{os.pathsep}{inherited}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--plain", action="store_true", help="run the plain way once, unmeasured")
-    arguments = parser.parse_args()
-    if arguments.plain:
-        plain(arguments.seeds)
-        return
-    trials = 4 * arguments.seeds
-    here = Path(__file__).resolve().parent
-    ratios = []
-    print(", ".join(f"{name} {value}" for name, value in environment.describe().items()))
-    for turn in range(arguments.rounds):
-        with tempfile.TemporaryDirectory() as out:
-            study = [sys.executable, "-m", "homeostat", "study", "throughput:images", "--out", f"{out}/study"]
-            study += [
-                word for name, levels in FACTORS.items() for word in ("-f", f"{name}={','.join(map(str, levels))}")
-            ]
-            study += ["--seeds", str(arguments.seeds), "--epochs", str(EPOCHS)]
-            ours = seconds(study, here)
-            theirs = seconds([sys.executable, __file__, "--plain", "--seeds", str(arguments.seeds)], here)
-        ratios.append(theirs / ours)
-        print(
-            f"round {turn + 1}: homeostat {60 * trials / ours:.1f} trials/min, plain {60 * trials / theirs:.1f}, "
-            f"ratio {ratios[-1]:.2f}"
-        )
-    print(
-        f"{trials} trials, n={len(ratios)}: median ratio {statistics.median(ratios):.2f}, "
-        f"from {min(ratios):.2f} to {max(ratios):.2f}"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "ways", nargs="*", default=["plain", "one"], metavar="WAY", help=f"plain, one, {', '.join(RIVALS)}"
     )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--environments", type=Path, default=Path(".rivals"))
+    parser.add_argument("--run-plain", action="store_true", help="run the plain way once, unmeasured")
+    asked = parser.parse_args()
+    if asked.run_plain:
+        plain(asked.seeds)
+        return
+    known = {"plain", "one", *RIVALS}
+    if set(asked.ways) - known:
+        parser.error(f"unknown ways: {sorted(set(asked.ways) - known)}")
+    for way in asked.ways:  # environments are made before anything is measured
+        command(way, 1, Path(), asked.environments)
+    count = len(trials(asked.seeds))
+    print(" · ".join(f"{name} {value}" for name, value in environment.describe().items()))
+    ratios: dict[str, list[float]] = {way: [] for way in asked.ways}
+    for turn in range(asked.rounds):
+        ours = seconds("homeostat", asked.seeds, asked.environments)
+        print(f"round {turn + 1}: homeostat {60 * count / ours:.1f} trials per minute", flush=True)
+        for way in asked.ways:
+            spent = seconds(way, asked.seeds, asked.environments)
+            ratios[way].append(spent / ours)
+            print(f"  {way} {60 * count / spent:.1f}, ratio {spent / ours:.2f}", flush=True)
+    print(f"{count} trials; how many times as fast homeostat is:")
+    for way, found in ratios.items():
+        print(f"  {way}: {statistics.median(found):.2f}, from {min(found):.2f} to {max(found):.2f}, n = {len(found)}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_examples_run(page: Path) -> None:
     assert result.failed == 0, "".join(output)
 
 
-@pytest.mark.parametrize(("name", "least"), [("doctor", 10), ("designs", 20), ("studies", 10)])
+@pytest.mark.parametrize(("name", "least"), [("claims", 3), ("designs", 20), ("doctor", 10), ("studies", 10)])
 def test_the_examples_of_the_guides_run(name: str, least: int) -> None:
     prose = (DOCS / f"{name}.md").read_text(encoding="utf-8").partition("\n## Reference")[0]
     output: list[str] = []

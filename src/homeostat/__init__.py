@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from homeostat import claims as claims
     from homeostat import doctor as doctor
     from homeostat import kernels as kernels
     from homeostat import nn as nn
@@ -110,6 +111,7 @@ _ROOMS = {
     "activation": "homeostat.parts.activation",
     "adapt": "homeostat.parts.adapt",
     "augment": "homeostat.parts.augment",
+    "claims": "homeostat.claims",
     "clip": "homeostat.parts.clip",
     "doctor": "homeostat.doctor",
     "dropout": "homeostat.parts.dropout",

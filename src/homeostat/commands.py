@@ -9,6 +9,7 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,12 +24,14 @@ from homeostat.errors import HomeostatError, invalid, unknown
 from homeostat.parts.export_onnx import export_onnx
 from homeostat.parts.fold import fold as fold_model
 from homeostat.parts.fold import plan_folding
-from homeostat.study.cluster import Cluster
-from homeostat.study.design import KINDS, Design, make_design, plan
+from homeostat.study.design import KINDS, Design, fold_over, follow_up, make_design, plan
+from homeostat.study.design.design import as_seeds
 from homeostat.study.factors import Factor, as_factors, level_text, parse_level
 from homeostat.study.pilot import read_pilot
+from homeostat.study.remote.cluster import Cluster
 from homeostat.study.sequence import MOST, Until
 from homeostat.study.study import Study, StudyInterrupted
+from homeostat.study.takeover import Earlier
 from homeostat.training.datasets import load_task
 from homeostat.training.export import load_model, save_fit, weights_of, write_file
 from homeostat.training.loop import fit as fit_recipe
@@ -39,7 +42,7 @@ from homeostat.training.user import user_model
 
 _STUDY_KEYS = (
     *("task", "target", "seeds", "design", "resolution", "runs", "interactions", "response", "margin"),
-    *("until", "recipe", "factors", "tune"),
+    *("until", "after", "recipe", "factors", "tune"),
 )
 _QUICK = 15.0  # seconds that an epoch may take for a plan to time one
 _CHECKING = "Trying everything on one batch (the first time on a machine, kernels are compiled: some seconds) ..."
@@ -58,6 +61,7 @@ def study(
     anyway: bool,
     out: str | None,
     data_seed: int,
+    vitals: bool = False,
     on: str | None = None,
     cpus: float | None = None,
     gpus: float | None = None,
@@ -77,11 +81,14 @@ def study(
     recipe = _recipe(recipe_file, request.get("recipe", {}), settings, base)
     with console.status(f"Reading {escape(str(request['task']))} ..."):
         task = load_task(request["task"], target=request.get("target"), seed=data_seed)
-        factors = as_factors(request["factors"]) if request.get("factors") else _five_techniques(task)
+        earlier = None if request.get("after") is None else Earlier.read(request["after"])
+        factors = as_factors(request["factors"]) if request.get("factors") else ()
+        if not factors and earlier is None:
+            factors = _five_techniques(task)
         tune = as_factors(request["tune"]) if request.get("tune") else None
         _check_names((*factors, *(tune or ())))
-        design = _design(factors, request)
-        objective = Objective(task, recipe, spec=request["task"])
+        design = _design(factors, request) if earlier is None or factors else _further(earlier.design, request)
+        objective = Objective(task, recipe, spec=request["task"], vitals=vitals)
         response = request.get("response", objective.response)
         if response not in objective.goals:
             raise unknown("study", "response", response, objective.goals)
@@ -95,6 +102,7 @@ def study(
         margin=request.get("margin", 0.0),
         until=_until(request.get("until")),
         tune=tune,
+        after=None if earlier is None else earlier.directory,
         workers=workers,
         on=_cluster(on, cpus, gpus),
         track=track,
@@ -118,7 +126,7 @@ def study(
     except StudyInterrupted as stop:
         console.print(f"[yellow]{stop}[/]", highlight=False)
         return 130
-    from homeostat.study.summary import print_summary  # brings matplotlib, which the trials need not wait for
+    from homeostat.study.show.summary import print_summary  # brings matplotlib, which the trials need not wait for
 
     print_summary(result.analysis, console)
     _say(console, f"\nReport: {result.report}\nRecipe: {result.directory / 'recipe.toml'}")
@@ -262,13 +270,37 @@ def _five_techniques(task: Task) -> tuple[Factor, ...]:
 
 def _design(factors: tuple[Factor, ...], request: Mapping[str, Any]) -> Design:
     seeds = request.get("seeds", 5 if request.get("until") is None else MOST)
-    kind, interactions = request.get("design", "auto"), request.get("interactions")
+    kind = request.get("design", "auto")
+    if kind.partition(":")[0] in ("fold-over", "follow-up"):
+        cure = "It adds treatments to those of an earlier study: --after DIR, without --factor."
+        raise invalid("study", "--design", "go with --after and without --factor", kind, cure)
     if kind not in KINDS:
         raise unknown("study", "design", kind, KINDS)
-    if isinstance(interactions, list) and interactions in (["all"], ["none"]):
-        interactions = interactions[0]
     resolution, runs = request.get("resolution"), request.get("runs")
-    return make_design(factors, seeds, kind, resolution, runs=runs, interactions=interactions)
+    return make_design(factors, seeds, kind, resolution, runs=runs, interactions=_interactions(request))
+
+
+def _further(first: Design, request: Mapping[str, Any]) -> Design:
+    """The design of an earlier study with other seeds, or with treatments added to its own."""
+    seeds = request.get("seeds", first.seeds if request.get("until") is None else max(MOST, len(first.seeds)))
+    started = replace(first, seeds=as_seeds(seeds))
+    kind, _, factor = request.get("design", "auto").partition(":")
+    if kind == "follow-up":
+        if request.get("interactions") is None:
+            cure = "Example: --interactions norm:dropout."
+            raise invalid("study", "--interactions", "name what a follow-up separates", None, cure)
+        return follow_up(started, _interactions(request) or "all", request.get("runs"))
+    if kind == "fold-over":
+        return fold_over(started, factor or None)
+    if kind != "auto":
+        cure = "Without --factor, an earlier study goes on: with more --seeds, or --design fold-over or follow-up."
+        raise invalid("study", "--design", "be fold-over or follow-up with --after", kind, cure)
+    return started
+
+
+def _interactions(request: Mapping[str, Any]) -> Any:
+    asked = request.get("interactions")
+    return asked[0] if isinstance(asked, list) and asked in (["all"], ["none"]) else asked
 
 
 def _until(asked: float | str | None) -> Until | None:

@@ -1,13 +1,17 @@
-"""What the command `homeostat status` does. It needs no torch, and answers while others train."""
+"""What the commands `homeostat status` and `export` do. They need no torch, and answer while others train."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
-from homeostat.study.status import Onlooker, rendered
+from homeostat.study.running.status import Onlooker, rendered
+from homeostat.study.show.export import write_parquet
+from homeostat.study.state.ledger import Ledger
+from homeostat.study.state.storage import explained
 
 _REFRESH_SECONDS = 2.0
 
@@ -29,4 +33,28 @@ def status(directory: str, *, watch: bool) -> int:
                     time.sleep(_REFRESH_SECONDS if ended < 2 else 0.0)
             except KeyboardInterrupt:  # to stop looking is no interruption of anything
                 pass
+    return 0
+
+
+def export(directory: str, *, out: str | None) -> int:
+    """Write a study's tables as Parquet files and say where; returns the exit code."""
+    console = Console()
+    folder = Path(directory if out is None else out)
+    ledger = Ledger.open(directory, read_only=True)
+    try:
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        tables = {
+            "trials": lambda: iter([ledger.trials()]),
+            "curves": lambda: iter([ledger.curves()]),
+            "vitals": ledger.vitals,
+        }
+        for name, frames in tables.items():
+            path = folder / f"{name}.parquet"
+            with console.status(f"Writing {name} ..."):
+                rows = write_parquet(frames, path)
+            said = f"{path}: {rows} rows" if rows else f"No {name} are stored."
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
+    finally:
+        ledger.close()
     return 0

@@ -13,10 +13,10 @@ from pathlib import Path
 from objectives import Told, double, make_ledger, note, notes, run
 
 from homeostat.failpoints import VARIABLE
-from homeostat.study.export import write_csv
-from homeostat.study.ledger import Ledger
-from homeostat.study.local import StudyInterrupted, run_here
-from homeostat.study.runner import Rules
+from homeostat.study.running.local import StudyInterrupted, run_here
+from homeostat.study.running.runner import Rules
+from homeostat.study.show.export import write_csv
+from homeostat.study.state.ledger import Ledger
 
 COUNT = 5
 EPOCHS = 3
@@ -25,7 +25,7 @@ DRIVER = [
     *("finish.written:2", "finish.stored:2", "fail.written", "fail.stored", "renew.written", "renew.stored"),
     *("release.written", "release.stored", "recover.written", "recover.stored", "accept.written", "accept.stored"),
     *("upgrade.written", "upgrade.stored", "spend.written", "spend.stored", "table.written", "table.stored"),
-    *("bury.written", "bury.stored"),
+    *("bury.written", "bury.stored", "adopt.written", "adopt.stored"),
 ]
 WORKER = [
     *("claim.written:2", "claim.stored:2", "report.written:4", "report.stored:4", "finish.written:2"),
@@ -67,6 +67,10 @@ def study(folder, place="", *, anyway=False):
     configuration = {"base": {"lr": 0.2 if anyway else 0.1}, "design": {}}
     rows = [(number // 2, number % 2, {"x": number // 2}) for number in range(COUNT)]
     ledger = Ledger.create_or_open(folder / "study", configuration, rows, anyway=anyway)
+    if (folder / "earlier").exists():
+        earlier = Ledger.open(folder / "earlier" / "study", read_only=True)
+        ledger.adopt(earlier.finished(), "earlier", sequential=False)
+        earlier.close()
 
     def called(config, seed, trial):
         return objective(config, seed, trial, place, ledger)
@@ -87,10 +91,14 @@ def begin(folder, place):
         in_child(lambda: study(folder), "finish.written:2")
     elif place.startswith("accept"):
         in_child(lambda: study(folder), "finish.stored:2")
+    elif place.startswith("adopt"):
+        (folder / "earlier").mkdir()
+        in_child(lambda: study(folder / "earlier"), "finish.stored:4")
     elif place.startswith("upgrade"):
         in_child(lambda: study(folder), "finish.stored:2")
         ledger = Ledger.open(folder / "study")
         ledger._storage._connection.execute("ALTER TABLE trials DROP COLUMN started")
+        ledger._storage._connection.execute("ALTER TABLE curves DROP COLUMN steps")
         ledger._storage._connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
         ledger.close()
 

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from homeostat.study.lease import Holder
-from homeostat.study.ledger import Ledger
-from homeostat.study.local import run_workers
-from homeostat.study.progress import Silent
-from homeostat.study.runner import Rules
+from homeostat.study.running.local import run_workers
+from homeostat.study.running.progress import Silent
+from homeostat.study.running.runner import Rules
+from homeostat.study.state.lease import Holder
+from homeostat.study.state.ledger import Ledger
 
 CONFIGURATION = {"base": {"lr": 0.1}}
 _open, _drivers = [], []

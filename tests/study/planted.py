@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from homeostat.study.analysis import Analysis
 from homeostat.study.design import Design
 from homeostat.study.factors import Level
+from homeostat.study.results.analysis import Analysis
 
 Config = dict[str, Level]
 

@@ -7,8 +7,8 @@ import functools
 import numpy as np
 import pandas as pd
 
-from homeostat.study.analysis import Analysis, analyze
 from homeostat.study.design import Design, make_design
+from homeostat.study.results.analysis import Analysis, analyze
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 FIVE = {

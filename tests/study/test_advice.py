@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import planted
 
-from homeostat.study.analysis import Analysis, analyze
 from homeostat.study.design import Design, fractional_factorial, full_factorial, make_design
+from homeostat.study.results.analysis import Analysis, analyze
 
 FIVE = {
     "norm": ["none", "batch"],

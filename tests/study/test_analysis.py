@@ -14,8 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 from homeostat.inference import mean_interval
-from homeostat.study.analysis import analyze
 from homeostat.study.design import Design, fractional_factorial, full_factorial
+from homeostat.study.results.analysis import analyze
 
 TWO = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
 THREE = {**TWO, "crop": [False, True]}

@@ -10,7 +10,6 @@ import pytest
 from planted import Config, planted
 
 from homeostat.inference import LinearModel
-from homeostat.study.analysis import Analysis, analyze
 from homeostat.study.design import (
     Design,
     definitive_screening,
@@ -20,10 +19,11 @@ from homeostat.study.design import (
     orthogonal_array,
     plackett_burman,
 )
-from homeostat.study.effect_table import effect_contrast
-from homeostat.study.effects import EffectModel
 from homeostat.study.factors import Factor
-from homeostat.study.report import render
+from homeostat.study.results.analysis import Analysis, analyze
+from homeostat.study.results.effect_table import effect_contrast
+from homeostat.study.results.effects import EffectModel
+from homeostat.study.show.report import render
 
 TWO = {name: [0, 1] for name in "abcdefghijk"}
 THREE = {name: [0, 1, 2] for name in "abcd"}

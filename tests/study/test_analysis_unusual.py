@@ -9,8 +9,8 @@ from planted import effect, planted
 
 from homeostat.errors import InvalidValue
 from homeostat.inference import paired_interval
-from homeostat.study.analysis import analyze
 from homeostat.study.design import full_factorial
+from homeostat.study.results.analysis import analyze
 
 TWO = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
 THREE = {**TWO, "crop": [False, True]}

@@ -8,10 +8,10 @@ from planted import planted
 from scipy import stats
 
 from homeostat.seeds import numpy_generator
-from homeostat.study.analysis import analyze
-from homeostat.study.best import best_set, simultaneous_gain
 from homeostat.study.design import full_factorial
-from homeostat.study.effects import EffectModel
+from homeostat.study.results.analysis import analyze
+from homeostat.study.results.best import best_set, simultaneous_gain
+from homeostat.study.results.effects import EffectModel
 
 THREE = {"norm": ["none", "batch"], "dropout": [0, 0.5], "crop": [False, True]}
 DESIGN = full_factorial(THREE, 5)

@@ -28,13 +28,13 @@ from objectives import (  # closed_ledgers is a fixture
 )
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
-from homeostat.study import cluster
-from homeostat.study.cluster import Cluster
-from homeostat.study.lease import Process
-from homeostat.study.ledger import Ledger
-from homeostat.study.local import StudyInterrupted
-from homeostat.study.node import versions
-from homeostat.study.runner import Rules
+from homeostat.study.remote import cluster
+from homeostat.study.remote.cluster import Cluster
+from homeostat.study.remote.node import versions
+from homeostat.study.running.local import StudyInterrupted
+from homeostat.study.running.runner import Rules
+from homeostat.study.state.lease import Process
+from homeostat.study.state.ledger import Ledger
 from homeostat.study.study import Study
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra")
@@ -312,7 +312,7 @@ def test_a_trial_that_fits_on_no_node_is_refused(tmp_path, nodes):
 
 
 def test_nodes_with_other_versions_run_nothing(tmp_path, nodes, monkeypatch):
-    monkeypatch.setattr("homeostat.study.node.versions", lambda: {**versions(), "torch": "1.0"})
+    monkeypatch.setattr("homeostat.study.remote.node.versions", lambda: {**versions(), "torch": "1.0"})
     with pytest.raises(HomeostatError, match=r"has torch .*, the driver 1\.0\. Results of other versions"):
         run_there(make_ledger(tmp_path / "study"), double)
 
@@ -365,7 +365,7 @@ def test_a_study_runs_on_a_cluster_and_tells_its_trackers(tmp_path, nodes):
 
 
 def test_who_has_no_token_is_not_let_in(nodes):
-    script = "from homeostat.study.cluster import connected\nwith connected('ray'): print('in')"
+    script = "from homeostat.study.remote.cluster import connected\nwith connected('ray'): print('in')"
     environment = {**os.environ, "RAY_ADDRESS": nodes.address, "RAY_AUTH_TOKEN": "a-guess-of-somebody-else-entirely"}
     environment["RAY_NUM_REDIS_GET_RETRIES"] = "1"  # how often Ray tries again
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, env=environment)

@@ -12,13 +12,13 @@ from planted import Config
 
 from homeostat.inference import Judged, holm
 from homeostat.seeds import numpy_generator
-from homeostat.study.advice import Recommendation, recommend
-from homeostat.study.analysis import analyze
 from homeostat.study.design import Design, fractional_factorial, full_factorial
-from homeostat.study.effect_table import effect_contrast
-from homeostat.study.effects import EffectModel, fit
-from homeostat.study.outcomes import tidy, treatment_table
-from homeostat.study.wording import Unit
+from homeostat.study.results.advice import Recommendation, recommend
+from homeostat.study.results.analysis import analyze
+from homeostat.study.results.effect_table import effect_contrast
+from homeostat.study.results.effects import EffectModel, fit
+from homeostat.study.results.outcomes import tidy, treatment_table
+from homeostat.study.results.wording import Unit
 
 STUDIES = 2000
 LEVELS = {"norm": ["none", "batch"], "dropout": [0, 0.5], "crop": [False, True], "l1": [0, 1e-4], "noise": [0, 1]}

@@ -12,9 +12,9 @@ from planted import planted
 from homeostat.inference import share_difference, share_interval
 from homeostat.inference.robust import interquartile_mean
 from homeostat.page.svg import Picture
-from homeostat.study import diagnostics
-from homeostat.study.analysis import Analysis, analyze
 from homeostat.study.design import full_factorial
+from homeostat.study.results.analysis import Analysis, analyze
+from homeostat.study.show import diagnostics
 
 TWO = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
 THREE = {**TWO, "crop": [False, True]}
@@ -137,7 +137,7 @@ def test_divergence_is_an_outcome_with_intervals() -> None:
 
 @pytest.mark.parametrize("size", [1e308, 1.7e308, 1e-308])
 def test_responses_at_the_edge_of_what_numbers_can_be_break_no_figure(size: float) -> None:
-    from homeostat.study.report import render
+    from homeostat.study.show.report import render
 
     design = full_factorial(TWO, 3)
     trials = planted(design, lambda c: 0.0)

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from homeostat.study import curves as learning
-from homeostat.study.curves import by_factor, overview, quantities
+from homeostat.study.show import curves as learning
+from homeostat.study.show.curves import by_factor, overview, quantities
 
 NAN = float("nan")
 

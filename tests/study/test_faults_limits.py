@@ -21,10 +21,10 @@ from objectives import (
 )
 
 from homeostat.errors import InvalidType, InvalidValue
-from homeostat.study import limits
-from homeostat.study.lease import Process
-from homeostat.study.local import run_workers
-from homeostat.study.runner import Rules
+from homeostat.study.running import limits
+from homeostat.study.running.local import run_workers
+from homeostat.study.running.runner import Rules
+from homeostat.study.state.lease import Process
 from homeostat.study.study import Study
 
 

@@ -31,11 +31,12 @@ from objectives import (
 
 from homeostat.errors import InvalidValue
 from homeostat.failpoints import VARIABLE
-from homeostat.study.lease import Holder
-from homeostat.study.ledger import Ledger
-from homeostat.study.runner import Rules, work
-from homeostat.study.status import read_status
-from homeostat.study.storage import StorageError
+from homeostat.study.running.runner import Rules, work
+from homeostat.study.running.status import read_status
+from homeostat.study.state.lease import Holder
+from homeostat.study.state.ledger import Ledger
+from homeostat.study.state.schema import SCHEMA
+from homeostat.study.state.storage import StorageError
 from homeostat.study.study import Study
 
 HERE = os.path.dirname(__file__)
@@ -43,8 +44,8 @@ FROZEN = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
 from objectives import make_ledger
-from homeostat.study.lease import Holder
-from homeostat.study.runner import Rules, work
+from homeostat.study.state.lease import Holder
+from homeostat.study.running.runner import Rules, work
 
 def objective(config, seed, trial):
     print("stopping", flush=True)
@@ -103,7 +104,7 @@ import functools, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 import objectives, test_faults_resume
-from homeostat.study import local
+from homeostat.study.running import local
 
 local._GRACE = 50.0
 ledger = objectives.make_ledger({directory!r}, 2)
@@ -163,6 +164,7 @@ def older(directory):
     ledger = Ledger.open(directory)
     with ledger._storage.writing() as connection:
         connection.execute("ALTER TABLE trials DROP COLUMN started")
+        connection.execute("ALTER TABLE curves DROP COLUMN steps")
         connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
     ledger.close()
 
@@ -189,7 +191,7 @@ def test_a_study_of_an_older_homeostat_is_brought_up_to_date_and_goes_on(tmp_pat
     ledger.release_worker("me")
     ledger.close()
     result = study.run(progress=False)
-    assert schema_of(tmp_path / "study") == "2"
+    assert schema_of(tmp_path / "study") == str(SCHEMA)
     assert result.trials["status"].tolist() == ["done"] * 4
     assert result.trials["y"][0] == 0.25
 
@@ -219,7 +221,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_starts():
 import os, sys
 sys.path.insert(0, {HERE!r})
 from objectives import make_ledger
-from homeostat.study.storage import StorageError
+from homeostat.study.state.storage import StorageError
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)

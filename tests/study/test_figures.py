@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from homeostat.page.svg import COLORS, NARROW, WIDE, Picture
 from homeostat.page.text import clean, shorten
-from homeostat.study.figures import Interval, forest, matrix, strip
-from homeostat.study.scatters import Point, cost, residuals
+from homeostat.study.show.figures import Interval, forest, matrix, strip
+from homeostat.study.show.scatters import Point, cost, residuals
 
 NAN = float("nan")
 ROWS = (

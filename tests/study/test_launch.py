@@ -9,11 +9,11 @@ import psutil
 import pytest
 
 from homeostat.errors import HomeostatError
-from homeostat.study import launch
+from homeostat.study.running import launch
 
 STUDY = """
 import os
-from homeostat.study import launch
+from homeostat.study.running import launch
 
 launch.warm(("json",))
 from homeostat.study.study import Study
@@ -37,7 +37,7 @@ def test_a_study_uses_the_server_that_was_warmed_and_its_environment(tmp_path):
 
 def test_a_server_that_was_not_needed_ends_with_its_process():
     code = (
-        "from multiprocessing import forkserver; from homeostat.study import launch; launch.warm(('json',)); "
+        "from multiprocessing import forkserver; from homeostat.study.running import launch; launch.warm(('json',)); "
         "print(forkserver._forkserver._forkserver_pid)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from objectives import CONFIGURATION, closed_ledgers, make_ledger, notes, rows  # noqa: F401 - a fixture
 
 from homeostat.errors import HomeostatError, InvalidValue
-from homeostat.study.lease import Holder, Process
-from homeostat.study.ledger import Ledger, StaleClaim
-from homeostat.study.storage import StorageError
+from homeostat.study.state.lease import Holder, Process
+from homeostat.study.state.ledger import Ledger, StaleClaim
+from homeostat.study.state.storage import StorageError
 
 HOLDER = Holder.current("me")
 FIRST_SCHEMA = """
@@ -58,7 +58,7 @@ def test_sixteen_processes_at_once_claim_every_trial_exactly_once(tmp_path):
 import os, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from objectives import make_ledger, note
-from homeostat.study.lease import Holder
+from homeostat.study.state.lease import Holder
 for child in range(16):
     if os.fork() == 0:
         ledger = make_ledger({str(tmp_path / "study")!r}, 60)
@@ -280,6 +280,7 @@ def test_trials_of_the_first_schema_may_wait_once_they_are_brought_up_to_date(le
     ledger.close()
     with sqlite3.connect(tmp_path / "study" / "study.sqlite") as old:
         old.execute("ALTER TABLE trials DROP COLUMN started")
+        old.execute("ALTER TABLE curves DROP COLUMN steps")
         old.execute("ALTER TABLE trials RENAME TO newer")
         old.execute(FIRST_SCHEMA)
         old.execute("INSERT INTO trials SELECT * FROM newer")
@@ -358,7 +359,7 @@ def test_a_full_disk_is_named_before_anything_starts(tmp_path):
 import resource, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from objectives import make_ledger
-from homeostat.study.storage import StorageError
+from homeostat.study.state.storage import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 try:
     make_ledger({str(tmp_path / "study")!r}, 500)

@@ -27,8 +27,8 @@ from objectives import (  # closed_ledgers is a fixture
 )
 
 from homeostat.errors import HomeostatError, InvalidType
-from homeostat.study import launch
-from homeostat.study.lease import Process
+from homeostat.study.running import launch
+from homeostat.study.state.lease import Process
 
 PLAIN = ["trial", "treatment", "seed", "x", "status", "attempt", "seconds", "y"]
 

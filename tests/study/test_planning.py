@@ -24,12 +24,12 @@ from homeostat.study.design import (
     plan,
 )
 from homeostat.study.design.planning import noncentrality, power_of_t
-from homeostat.study.effect_table import effect_table
-from homeostat.study.effects import fit
-from homeostat.study.ledger import Ledger
-from homeostat.study.outcomes import tidy
 from homeostat.study.pilot import read_pilot
-from homeostat.study.storage import StorageError
+from homeostat.study.results.effect_table import effect_table
+from homeostat.study.results.effects import fit
+from homeostat.study.results.outcomes import tidy
+from homeostat.study.state.ledger import Ledger
+from homeostat.study.state.storage import StorageError
 from homeostat.study.study import Study
 
 

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from homeostat.study import progress
-from homeostat.study.interim import Effect, Strongest
-from homeostat.study.ledger import Counts
+from homeostat.study.running import progress
+from homeostat.study.running.interim import Effect, Strongest
+from homeostat.study.state.ledger import Counts
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from homeostat.errors import HomeostatError
 from homeostat.page.svg import COLORS
-from homeostat.study import exhibits
 from homeostat.study.factors import Factor
-from homeostat.study.remarks import remarks
-from homeostat.study.report import render, write_report
+from homeostat.study.show import exhibits
+from homeostat.study.show.remarks import remarks
+from homeostat.study.show.report import render, write_report
 
 INFO = {
     "title": "digits",
@@ -343,7 +343,7 @@ def test_no_text_can_become_markup(title: str, command: str, task: dict[str, str
 def test_the_same_study_gives_the_same_bytes_in_any_process(html: str) -> None:
     assert render(*simulated.five(), INFO) == html
     code = (
-        "import sys, hashlib, simulated_studies as s; from homeostat.study.report import render\n"
+        "import sys, hashlib, simulated_studies as s; from homeostat.study.show.report import render\n"
         "from test_report import INFO\n"
         "sys.stdout.write(hashlib.sha256(render(*s.five(), INFO).encode()).hexdigest())"
     )

@@ -12,10 +12,10 @@ import pytest
 from objectives import closed_ledgers, eventually, make_ledger  # noqa: F401 - a fixture
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue, NoEffectWarning
-from homeostat.study.lease import Holder
-from homeostat.study.ledger import StaleClaim
-from homeostat.study.runner import Rules, work
-from homeostat.study.storage import StorageError
+from homeostat.study.running.runner import Rules, work
+from homeostat.study.state.lease import Holder
+from homeostat.study.state.ledger import StaleClaim
+from homeostat.study.state.storage import StorageError
 
 HOLDER = Holder.current("me")
 

@@ -3,9 +3,9 @@
 import pytest
 import simulated_studies as simulated
 
-from homeostat.study import sections
-from homeostat.study.report import render
-from homeostat.study.sections import Section, Table, sequence_section
+from homeostat.study.show import sections
+from homeostat.study.show.report import render
+from homeostat.study.show.sections import Section, Table, sequence_section
 from homeostat.study.stopping import look
 
 

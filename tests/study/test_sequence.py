@@ -12,9 +12,9 @@ from tiny import FACTORS, measured
 
 from homeostat.errors import InvalidType, InvalidValue
 from homeostat.study.design import full_factorial
-from homeostat.study.lease import Holder
-from homeostat.study.ledger import Ledger
 from homeostat.study.sequence import FIRST, MOST, Schedule
+from homeostat.study.state.lease import Holder
+from homeostat.study.state.ledger import Ledger
 from homeostat.study.stopping import look
 from homeostat.study.study import Study
 

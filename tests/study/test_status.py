@@ -5,22 +5,24 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
 from objectives import closed_ledgers  # noqa: F401 - a fixture
 from rich.console import Console
 
-from homeostat.study import interim
-from homeostat.study.interim import Interim, Strongest, strongest
-from homeostat.study.lease import Holder, Process
-from homeostat.study.ledger import Ledger
-from homeostat.study.status import read_status, rendered
-from homeostat.study.storage import StorageError
+from homeostat.study.running import interim
+from homeostat.study.running.interim import Aside, Interim, Strongest, strongest
+from homeostat.study.running.status import read_status, rendered
+from homeostat.study.state.lease import Holder, Process
+from homeostat.study.state.ledger import Ledger
+from homeostat.study.state.storage import StorageError
 from homeostat.study.study import Study
 
 FACTORS = {"norm": ["none", "[red]batch[/]"], "dropout": [0, 0.5]}
 HERE = Holder.current("me")
+JUDGED = {"response": "valid_accuracy", "goal": "maximize", "margin": 0.0}
 
 
 def measured(config, seed):
@@ -177,7 +179,7 @@ def test_effects_are_worked_out_when_there_is_news_and_for_two_percent_of_the_ti
         return Strongest(len(asked))
 
     monkeypatch.setattr(interim.time, "monotonic", lambda: now[0])
-    look = Interim(ledger, study.design, {"response": "valid_accuracy", "goal": "maximize", "margin": 0.0})
+    look = Interim(ledger, study.design, JUDGED)
     monkeypatch.setattr(interim, "strongest", slow)
     finish(ledger, 1)
     for tick in range(400):
@@ -190,6 +192,33 @@ def test_effects_are_worked_out_when_there_is_news_and_for_two_percent_of_the_ti
         look(40)
         now[0] += 1.0
     assert len(asked) == known  # no news
+
+
+def test_who_looks_aside_keeps_nobody_waiting(study, ledger, monkeypatch):
+    began, may_end = threading.Event(), threading.Event()
+
+    def slow(*asked):
+        began.set()
+        may_end.wait(60)
+        return Strongest(7)
+
+    monkeypatch.setattr(interim, "strongest", slow)
+    monkeypatch.setattr(interim, "_PAUSE", 0.0)
+    finish(ledger, 1)
+    with Aside(Interim(ledger, study.design, JUDGED)) as look:
+        assert look(1) == Strongest()
+        assert began.wait(60)
+        assert look(2) == Strongest()  # the thread is still at it
+        may_end.set()
+    assert look(2) == Strongest(7)
+
+
+def test_what_goes_wrong_aside_is_left_to_the_trials(study, ledger, monkeypatch):
+    monkeypatch.setattr(interim, "_PAUSE", 0.0)
+    ledger.close()
+    with Aside(Interim(ledger, study.design, JUDGED)) as look:
+        look(1)
+    assert look(1) == Strongest()
 
 
 def homeostat(*words):

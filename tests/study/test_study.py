@@ -11,8 +11,8 @@ import pytest
 from objectives import note, notes
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
-from homeostat.study import export
 from homeostat.study.design import full_factorial
+from homeostat.study.show import export
 from homeostat.study.study import Study, StudyInterrupted, StudyResult
 
 FACTORS = {"norm": ["none", "batch"], "dropout": [0, 0.5]}

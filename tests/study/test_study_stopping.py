@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from planted import planted
 
-from homeostat.study.analysis import analyze
 from homeostat.study.design import full_factorial
+from homeostat.study.results.analysis import analyze
 from homeostat.study.stopping import look
 
 THREE = {"norm": ["none", "batch"], "dropout": [0, 0.5], "crop": [False, True]}

@@ -9,9 +9,9 @@ import simulated_studies as simulated
 from rich.cells import cell_len
 from rich.console import Console
 
-from homeostat.study.analysis import Analysis
-from homeostat.study.remarks import remarks
-from homeostat.study.summary import print_summary
+from homeostat.study.results.analysis import Analysis
+from homeostat.study.show.remarks import remarks
+from homeostat.study.show.summary import print_summary
 
 
 def printed(analysis: Analysis, width: int, encoding: str = "utf-8", **settings: bool) -> str:

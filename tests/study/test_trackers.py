@@ -10,7 +10,7 @@ import pytest
 from objectives import closed_ledgers, eventually, make_ledger  # noqa: F401  closed_ledgers is a fixture
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
-from homeostat.study.lease import Holder
+from homeostat.study.state.lease import Holder
 from homeostat.study.trackers import Run, as_trackers, tracking
 from homeostat.study.trackers.feed import Feed
 from homeostat.study.trackers.lane import Lane

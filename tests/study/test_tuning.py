@@ -8,9 +8,9 @@ import pytest
 from tiny import FACTORS
 
 from homeostat.errors import InvalidValue
-from homeostat.study.analysis import analyze
 from homeostat.study.design import full_factorial
-from homeostat.study.status import read_status
+from homeostat.study.results.analysis import analyze
+from homeostat.study.running.status import read_status
 from homeostat.study.study import Study
 from homeostat.study.tuning import LEFT_OUT, TUNED, as_grid, tune, tuned
 

@@ -3,8 +3,8 @@
 import numpy as np
 from simulated_studies import trials
 
-from homeostat.study.analysis import analyze
 from homeostat.study.design import make_design
+from homeostat.study.results.analysis import analyze
 from homeostat.study.twins import twins
 
 NORMS = make_design({"norm": ["none", "keep", "batch"], "dropout": [0, 0.5]}, 3)

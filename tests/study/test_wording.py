@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeostat.study.wording import Unit, counted, listed, metric_words, setting, settings, unit_of
+from homeostat.study.results.wording import Unit, counted, listed, metric_words, setting, settings, unit_of
 
 POINTS = Unit("valid_accuracy", points=True)
 LOSS = Unit("valid_loss")

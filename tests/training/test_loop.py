@@ -80,6 +80,31 @@ def test_a_resumed_fit_equals_an_undisturbed_one_bit_for_bit(image_task, tmp_pat
     assert without_time(undisturbed) == without_time(again)
 
 
+def test_looking_at_every_step_changes_nothing_and_says_what_happened(image_task):
+    seen = []
+    watched = fit(image_task, EVERYTHING, 1, on_step=lambda step, values: seen.append({"step": step, **values}))
+    assert without_time(watched) == without_time(fit(image_task, EVERYTHING, 1))
+    assert [row["step"] for row in seen] == list(range(len(seen)))
+    assert all(math.isfinite(value) for row in seen for value in row.values())
+    assert seen[0]["learning_rate"] < max(row["learning_rate"] for row in seen)  # the warmup
+
+
+def test_what_a_step_says_is_what_it_did(regression_task):
+    recipe = Recipe(optimizer="sgd", momentum=0.0, lr=0.1, epochs=1, batch_size="full", clip_norm=0.01, l2=0.5)
+    seen = []
+    model = nn.Linear(regression_task.input_shape[0], 1)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    fit(regression_task, recipe, 0, model=model, on_step=lambda step, values: seen.append(values))
+    size = math.sqrt(sum(float((value**2).sum()) for value in before))
+    moved = math.sqrt(sum(float(((a - b.detach()) ** 2).sum()) for a, b in zip(before, model.parameters(), strict=True)))
+    (row,) = seen
+    assert float(row["weight_norm"]) == pytest.approx(size, rel=1e-6)
+    assert float(row["update_ratio"]) == pytest.approx(moved / size, rel=1e-4)
+    assert moved == pytest.approx(0.1 * 0.01, rel=1e-4)  # clipped, but
+    assert float(row["gradient_norm"]) > 0.01  # the norm is that from before
+    assert row["learning_rate"] == 0.1
+
+
 def test_the_seed_alone_decides(image_task):
     torch.manual_seed(0)
     first = fit(image_task, EVERYTHING, 1)

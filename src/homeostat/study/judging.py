@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from homeostat.study.analysis import Analysis, analyze
-from homeostat.study.sections import Section, sequence_section, tuning_section
+from homeostat.study.results.analysis import Analysis, analyze
 from homeostat.study.sequence import Schedule, always_valid, told
+from homeostat.study.show.sections import Section, sequence_section, tuning_section
 from homeostat.study.tuning import Grid, Tuning, tune
 from homeostat.study.twins import twins
 

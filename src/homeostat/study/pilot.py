@@ -13,7 +13,7 @@ from scipy import special
 
 from homeostat.errors import invalid, unknown
 from homeostat.inference import LinearModel
-from homeostat.study.ledger import Ledger
+from homeostat.study.state.ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ import pandas as pd
 from homeostat.errors import invalid, invalid_type
 from homeostat.inference.sequential import PLANNED
 from homeostat.page.text import percent
-from homeostat.study.analysis import Analysis, analyze
-from homeostat.study.conclusion import conclude
 from homeostat.study.design import Design
-from homeostat.study.effects import Goal, oriented
-from homeostat.study.ledger import Ledger
+from homeostat.study.results.analysis import Analysis, analyze
+from homeostat.study.results.conclusion import conclude
+from homeostat.study.results.effects import Goal, oriented
+from homeostat.study.results.wording import counted, listed
+from homeostat.study.state.ledger import Ledger
 from homeostat.study.stopping import Look, look
-from homeostat.study.wording import counted, listed
 
 Until: TypeAlias = float | Literal["best"]
 

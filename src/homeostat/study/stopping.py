@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from homeostat.inference.sequential import PLANNED, decide, survivors
-from homeostat.study.analysis import Analysis
-from homeostat.study.effects import oriented
+from homeostat.study.results.analysis import Analysis
+from homeostat.study.results.effects import oriented
 
 
 @dataclass(frozen=True, eq=False)

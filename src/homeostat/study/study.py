@@ -23,21 +23,24 @@ from rich.console import Console
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, invalid_type, unknown
-from homeostat.study import configuration, export, launch, limits
-from homeostat.study.analysis import Analysis
-from homeostat.study.carrier import carrier
-from homeostat.study.cluster import Cluster, as_cluster
+from homeostat.study import configuration
 from homeostat.study.design import Design, Interactions, Kind, make_design
 from homeostat.study.factors import Factor, Level
-from homeostat.study.interim import Interim
 from homeostat.study.judging import judge
-from homeostat.study.ledger import FILE, Ledger, Row
-from homeostat.study.local import StudyInterrupted as StudyInterrupted
-from homeostat.study.progress import shown
-from homeostat.study.runner import Objective, Rules, trial_directory
+from homeostat.study.remote.cluster import Cluster, as_cluster
+from homeostat.study.results.analysis import Analysis
+from homeostat.study.running import launch, limits
+from homeostat.study.running.carrier import carrier
+from homeostat.study.running.interim import Aside, Interim
+from homeostat.study.running.local import StudyInterrupted as StudyInterrupted
+from homeostat.study.running.progress import shown
+from homeostat.study.running.runner import Objective, Rules, trial_directory
+from homeostat.study.running.status import trial_name
 from homeostat.study.sequence import MOST, Schedule, Until, as_until, saved
-from homeostat.study.status import trial_name
-from homeostat.study.storage import StorageError
+from homeostat.study.show import export
+from homeostat.study.state.ledger import FILE, Ledger, Row
+from homeostat.study.state.storage import StorageError
+from homeostat.study.takeover import Earlier
 from homeostat.study.trackers import Tracker, as_trackers, tracking
 from homeostat.study.tuning import Setting, Tuning, as_grid
 
@@ -98,6 +101,8 @@ class Study:
             at the price of wider intervals (`sequence`). A resumed study may have another aim, or none.
         tune: nuisance factors, as `factors`: every treatment is run at each of their levels, and judged at the one that
             suits it best by the response, on test data where there are any; see `tuning`.
+        after: the directory of an earlier study of the same objective and base: what it has done is not run again.
+            With more seeds than it had, intervals hold although one has looked in between, as with `until`.
         directory: of the study; default: studies/NAME-HASH, where HASH is that of the configuration.
         name: for that default; default: the objective's name.
         design: its kind: "full", "fractional", "plackett-burman", "screening", "orthogonal", "optimal" or "auto": full
@@ -145,6 +150,7 @@ class Study:
         name: str | None = None,
         until: Until | None = None,
         tune: Mapping[str, Sequence[Level]] | Iterable[Factor | str] | None = None,
+        after: Path | str | None = None,
         design: Kind = "auto",
         resolution: int | None = None,
         runs: int | None = None,
@@ -203,6 +209,9 @@ class Study:
         self.name = name if name is not None else configuration.short_name(objective)
         default = Path("studies") / f"{configuration.file_name(self.name)}-{configuration.digest(self.configuration)}"
         self.directory = default if directory is None else Path(directory)
+        self.earlier = None if after is None else Earlier.read(after)
+        if self.earlier is not None:
+            self.earlier.check(self.configuration, self.directory)
 
     @property
     def configs(self) -> list[dict[str, Level]]:
@@ -234,6 +243,9 @@ class Study:
         rows = self._rows()
         ledger = Ledger.create_or_open(self.directory, self.configuration, rows, anyway=anyway)
         try:
+            if self.earlier is not None:
+                found, goes_on = self.earlier.finished(), self.earlier.goes_on(self.design)
+                ledger.adopt(found, str(self.earlier.directory), sequential=goes_on)
             schedule = Schedule(self.design, self.until, self.goal, self.margin)
             schedule.hold(ledger)
             with tracking(self.directory, self.name, self.track, partial(console.print, markup=False)) as tracked:
@@ -262,22 +274,25 @@ class Study:
             say(self.grid.describe(self.design))
         if self.until is not None:
             say("At most: after every seed from the second on, a look decides whether another is needed.")
-        counts = ledger.counts()
-        if counts.done + counts.quarantined:
+        counts, adopted = ledger.counts(), ledger.adopted
+        for source, number in adopted.items():
+            say(f"Taken over from {source}: {number} trials.")
+        if counts.done + counts.quarantined > sum(adopted.values()):
             say(f"Resuming: {counts.done} of {counts.most} trials are done already.")
 
     def _run_trials(self, console: Console, ledger: Ledger, schedule: Schedule, names: list[str]) -> None:
         rules = Rules(retries=self.retries, response=self.response, timeout=self.timeout, memory=self.memory)
         judged = {"response": self.response, "goal": self.goal, "margin": self.margin}
         with (
-            shown(console, names.__getitem__, Interim(ledger, self.design, judged, self.grid)) as watch,
+            Aside(Interim(ledger, self.design, judged, self.grid)) as strongest,
+            shown(console, names.__getitem__, strongest) as watch,
             carrier(self.objective, rules, watch, self.on, self.workers, self.preload) as run_pending,
         ):
             while schedule.advance(ledger, self.response):
                 run_pending(ledger)
 
     def _conclude(self, ledger: Ledger, schedule: Schedule) -> StudyResult:
-        from homeostat.study.report import write_report  # matplotlib takes its time
+        from homeostat.study.show.report import write_report  # matplotlib takes its time
 
         trials, curves = ledger.trials(), ledger.curves()
         done = trials[trials["status"] == "done"]
@@ -310,6 +325,8 @@ class Study:
         """What the report says besides the results; the caller's own words come first."""
         started = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(ledger.created))
         facts = {"title": self.name, "started": started, "seconds": ledger.spent, "version": version("homeostat")}
+        if ledger.adopted:
+            facts["taken_over"] = [f"{number} trials of {source}" for source, number in ledger.adopted.items()]
         return facts | {"environment": environment.describe()} | self.info
 
     def _rows(self) -> list[Row]:

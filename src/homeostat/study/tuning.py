@@ -25,12 +25,12 @@ import pandas as pd
 from homeostat import seeds as streams
 from homeostat.errors import invalid
 from homeostat.study.design import Design
-from homeostat.study.effect_table import effect_table
-from homeostat.study.effects import Goal, fit, oriented
 from homeostat.study.factors import Factor, Level, as_factors, level_text
-from homeostat.study.ledger import Row
-from homeostat.study.outcomes import metric_names, tidy
-from homeostat.study.wording import counted, listed, metric_words, settings
+from homeostat.study.results.effect_table import effect_table
+from homeostat.study.results.effects import Goal, fit, oriented
+from homeostat.study.results.outcomes import metric_names, tidy
+from homeostat.study.results.wording import counted, listed, metric_words, settings
+from homeostat.study.state.ledger import Row
 
 Setting = dict[str, Level]
 

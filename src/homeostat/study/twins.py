@@ -9,9 +9,9 @@ import itertools
 
 import numpy as np
 
-from homeostat.study.analysis import Analysis
 from homeostat.study.factors import Factor, Level
-from homeostat.study.wording import counted, setting
+from homeostat.study.results.analysis import Analysis
+from homeostat.study.results.wording import counted, setting
 
 _LEAST = 3  # pairs of equal trials that are no accident
 

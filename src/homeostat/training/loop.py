@@ -72,6 +72,7 @@ def fit(
     directory: Path | str | None = None,
     device: str | torch.device = "auto",
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Fit:
     """Train `recipe` on `task` under `seed`, and measure it; the test split is touched once, at the end.
 
@@ -80,6 +81,8 @@ def fit(
         directory: where a checkpoint is kept after every epoch; a fit that finds its own there goes on from it.
         device: "auto" is the GPU where there is one.
         on_epoch: called with each epoch's row of the history.
+        on_step: called with the number of each step, counted over the whole training, and what `Update.observed` says
+            of it.
     Returns: the Fit. A loss that is not finite ends training and is a result (`diverged`), not an error.
     Raises: InvalidValue if a part cannot apply to this task or model, or the directory holds another fit.
     """
@@ -87,7 +90,7 @@ def fit(
     checkpoints = Checkpoints(Path(directory)) if directory is not None else None
     if checkpoints is not None:
         checkpoints.prepare()
-    run = _Run(task, recipe, seed, model, _device(device))
+    run = _Run(task, recipe, seed, model, _device(device), on_step)
     if checkpoints is not None:
         run.resume(checkpoints)
     with run.keeping_rates():
@@ -112,6 +115,7 @@ class _Run:
     seed: int
     given: nn.Module | None
     device: torch.device
+    on_step: Callable[[int, dict[str, Any]], None] | None = None
     epoch: int = 0
     stopped: str = ""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -150,7 +154,11 @@ class _Run:
                 with self.evaluation.precision():
                     output = self.network(x)
                     loss = self.criterion(output, y)
-                self.update(loss, self.epoch * self.update.steps + step)
+                number = self.epoch * self.update.steps + step
+                if self.on_step is None:
+                    self.update(loss, number)
+                else:
+                    self.on_step(number, self.update.observed(loss, number))
                 losses.append(loss.detach() * len(target))
                 outputs.append(output.detach())
                 targets.append(target)

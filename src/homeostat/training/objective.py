@@ -38,6 +38,8 @@ class Trial(Protocol):
 
     def report(self, epoch: int, **values: float) -> None: ...
 
+    def step(self, step: int, **values: Any) -> None: ...
+
 
 class Objective:
     """Callable (config, seed) -> metrics: `recipe.varied(config)` trained on `task` under `seed`.
@@ -47,15 +49,20 @@ class Objective:
         recipe: the base recipe; None: every setting's default.
         spec: "package.module:function" where the task came from there, so that another process can load it again. A
             task of tensors and names travels without: it is stored once, and opened memory-mapped.
+        vitals: whether trials say what happened in every step: loss, learning_rate, gradient_norm, weight_norm and
+            update_ratio. It costs time, and changes no result.
     """
 
     # Optimizers import it when the first one is made, which takes a second: once for all workers of a study, then.
     preload = ("torch._dynamo",)
 
-    def __init__(self, task: Task, recipe: Recipe | None = None, *, spec: str | None = None) -> None:
+    def __init__(
+        self, task: Task, recipe: Recipe | None = None, *, spec: str | None = None, vitals: bool = False
+    ) -> None:
         self.task = task
         self.recipe = recipe or Recipe()
         self.spec = spec
+        self.vitals = vitals
         self.name = task.name
 
     @property
@@ -91,10 +98,10 @@ class Objective:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if storable(self.task):
-            return _opened, (str(store_task(self.task)), self.recipe)
+            return _opened, (str(store_task(self.task)), self.recipe, self.vitals)
         if self.spec is not None:
-            return _loaded, (self.spec, self.task.seed, self.recipe)
-        return Objective, (self.task, self.recipe)
+            return _loaded, (self.spec, self.task.seed, self.recipe, self.vitals)
+        return functools.partial(Objective, vitals=self.vitals), (self.task, self.recipe)
 
     def carried(self) -> tuple[Callable[..., Objective], dict[str, np.ndarray]] | None:
         """For machines that do not share this one's disk: what makes this objective there, and the files it needs.
@@ -104,7 +111,7 @@ class Objective:
         if not storable(self.task):
             return None
         folder = store_task(self.task)
-        return functools.partial(_received, folder.name, self.recipe), task_files(folder)
+        return functools.partial(_received, folder.name, self.recipe, self.vitals), task_files(folder)
 
     def __call__(self, config: Mapping[str, Any], seed: int, trial: Trial | None = None) -> dict[str, float]:
         """Train one treatment under one seed; the metrics are those of `Fit`."""
@@ -115,7 +122,11 @@ class Objective:
         def report(row: dict[str, float]) -> None:
             trial.report(int(row["epoch"]), **{name: value for name, value in row.items() if name != "epoch"})
 
-        return fit(self.task, recipe, seed, directory=trial.directory, on_epoch=report).metrics
+        def note(step: int, values: dict[str, Any]) -> None:
+            trial.step(step, **values)
+
+        on_step = note if self.vitals else None
+        return fit(self.task, recipe, seed, directory=trial.directory, on_epoch=report, on_step=on_step).metrics
 
     def check(self, treatments: Iterable[Mapping[str, Any]]) -> None:
         """Try every treatment for one batch, forward, loss, metric and backward, before a study spends time on any.
@@ -221,13 +232,15 @@ def _reason(error: Exception) -> str:
     return f"\n{text}" if "\n" in text else f" {text}"
 
 
-def _opened(folder: str, recipe: Recipe) -> Objective:
-    return Objective(open_task(folder), recipe)
+def _opened(folder: str, recipe: Recipe, vitals: bool) -> Objective:
+    return Objective(open_task(folder), recipe, vitals=vitals)
 
 
-def _received(fingerprint: str, recipe: Recipe, fetch: Callable[[], Mapping[str, np.ndarray]]) -> Objective:
-    return Objective(open_task(receive_task(fingerprint, fetch)), recipe)
+def _received(
+    fingerprint: str, recipe: Recipe, vitals: bool, fetch: Callable[[], Mapping[str, np.ndarray]]
+) -> Objective:
+    return Objective(open_task(receive_task(fingerprint, fetch)), recipe, vitals=vitals)
 
 
-def _loaded(spec: str, seed: int, recipe: Recipe) -> Objective:
-    return Objective(load_task(spec, seed=seed), recipe, spec=spec)
+def _loaded(spec: str, seed: int, recipe: Recipe, vitals: bool) -> Objective:
+    return Objective(load_task(spec, seed=seed), recipe, spec=spec, vitals=vitals)

@@ -41,6 +41,30 @@ class Update:
 
     def __call__(self, loss: Tensor, step: int) -> None:
         """Take step number `step` of the whole training, down the gradient of `loss`."""
+        self._take_gradients(loss, step)
+        self._move()
+
+    def observed(self, loss: Tensor, step: int) -> dict[str, Any]:
+        """Take a step as by calling, and say what happened.
+
+        Returns: loss, learning_rate, gradient_norm (with penalties, before clipping), weight_norm (before the step) and
+            update_ratio, the norm of the step over that of the weights; some as tensors of one number.
+        """
+        self._take_gradients(loss, step)
+        gradient = _norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        before = [parameter.detach().clone() for parameter in self.parameters]
+        self._move()
+        size = _norm(before)
+        torch._foreach_sub_(before, [parameter.detach() for parameter in self.parameters])
+        return {
+            "loss": loss.detach(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": gradient,
+            "weight_norm": size,
+            "update_ratio": _norm(before) / size,
+        }
+
+    def _take_gradients(self, loss: Tensor, step: int) -> None:
         recipe = self.recipe
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -50,6 +74,9 @@ class Update:
         self.scaler.unscale_(self.optimizer)
         if recipe.l1 or recipe.l2:
             add_penalty_gradients_(self.decayed, recipe.l1, recipe.l2)
+
+    def _move(self) -> None:
+        recipe, lr = self.recipe, self.optimizer.param_groups[0]["lr"]
         self._clip()
         if recipe.decay:
             decay_weights_(self.decayed, 1 - lr * recipe.decay)
@@ -130,6 +157,13 @@ class Update:
         pairs = zip(before, torch._foreach_norm(gradients), strict=True)
         if any(bool(old != new) for old, new in pairs):
             self.acted.add(name)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """Of all numbers together."""
+    if not tensors:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([tensor.float() for tensor in tensors])))
 
 
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

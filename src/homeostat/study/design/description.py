@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from homeostat.study.design.model import Effect, effect_name
-from homeostat.study.wording import counted, listed
+from homeostat.study.results.wording import counted, listed
 
 if TYPE_CHECKING:
     from homeostat.study.design.design import Design

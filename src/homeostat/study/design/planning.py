@@ -21,7 +21,7 @@ from homeostat.inference import LinearModel
 from homeostat.study.design.design import Design
 from homeostat.study.design.model import Effect, effect_name
 from homeostat.study.factors import Factor, level_text
-from homeostat.study.wording import counted
+from homeostat.study.results.wording import counted
 
 MOST_SEEDS = 1000  # that a plan looks for
 POWER, CONFIDENCE = 0.8, 0.95

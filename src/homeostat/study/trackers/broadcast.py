@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from homeostat.errors import HomeostatError, invalid_type, unknown
-from homeostat.study.storage import StorageError
+from homeostat.study.state.storage import StorageError
 from homeostat.study.trackers.feed import Feed
 from homeostat.study.trackers.lane import Lane
 from homeostat.study.trackers.tracker import Tracker

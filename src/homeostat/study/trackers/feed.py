@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from homeostat.study.ledger import FILE
-from homeostat.study.storage import Storage
+from homeostat.study.state.ledger import FILE
+from homeostat.study.state.storage import Storage
 from homeostat.study.trackers.tracker import Run
 
 Call: TypeAlias = tuple[str, tuple[Any, ...]]  # a method of Tracker, its arguments

@@ -1,0 +1,164 @@
+"""What a claim is: a sentence of the lectures, an experiment on it, and a criterion that was fixed before it ran.
+
+An experiment is a callable (config, seed) -> metrics, run for every combination of levels under every seed, by the
+workers and in the ledger of a study. A judge turns its trials into a verdict, a drawing into a figure; both are pure
+functions of the trials. Nothing here is random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from homeostat.errors import invalid
+from homeostat.inference import Interval, mean_interval, paired_interval
+from homeostat.page.svg import Picture
+from homeostat.study.factors import Level
+
+Word: TypeAlias = Literal["holds", "fails", "undecided"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How an experiment is run, quickly or in full.
+
+    Attributes:
+        data: what it is run on, for people: "digits, 1,347 examples; 20 epochs".
+        factors: what is varied; every combination is run, the first levels are the base.
+        seeds: how many.
+        settings: further keyword arguments of the experiment.
+    """
+
+    data: str
+    factors: Mapping[str, Sequence[Level]]
+    seeds: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data say of a hypothesis.
+
+    Attributes:
+        word: "holds", "fails" or "undecided", by the claim's criterion.
+        number: the number that decides, with its unit and interval: "+1.3 points [0.9, 1.7]".
+        says: a sentence or two: what was seen; where it is undecided, what would decide it.
+    """
+
+    word: Word
+    number: str
+    says: str
+
+
+class Runs:
+    """The trials of an experiment, for judges and drawings.
+
+    Attributes:
+        trials: one row per trial that ended well: the levels by name, seed, and the metrics.
+        curves: what trials reported, one row per trial and epoch, with the levels beside; may be empty.
+        setup: how they were run.
+    """
+
+    def __init__(self, trials: pd.DataFrame, curves: pd.DataFrame, setup: Setup) -> None:
+        self.trials, self.curves, self.setup = trials, curves, setup
+
+    def where(self, **levels: Level) -> pd.DataFrame:
+        """The trials with these levels."""
+        return _where(self.trials, levels)
+
+    def values(self, metric: str, **levels: Level) -> pd.Series[float]:
+        """A metric by seed, the mean over the trials with these levels under each; what is not finite is left out.
+
+        Raises: InvalidValue where no trial has it.
+        """
+        own = self.where(**levels)
+        found = own[np.isfinite(own[metric].astype(float))].groupby("seed")[metric].mean()
+        if found.empty:
+            raise invalid("Runs.values", "levels", f"be those of trials with a finite {metric}", dict(levels))
+        return found
+
+    def mean(self, metric: str, **levels: Level) -> Interval:
+        """A metric's mean over seeds with its 95 % interval."""
+        return mean_interval(self.values(metric, **levels).to_numpy())
+
+    def difference(self, metric: str, first: Mapping[str, Level], second: Mapping[str, Level]) -> Interval:
+        """Mean of first minus second over the seeds that both have, paired, with its 95 % interval."""
+        pairs = pd.concat([self.values(metric, **first), self.values(metric, **second)], axis=1, join="inner")
+        return paired_interval(*np.asarray(pairs, dtype=float).T)
+
+
+def _where(frame: pd.DataFrame, levels: Mapping[str, Level]) -> pd.DataFrame:
+    chosen = pd.Series(True, index=frame.index)
+    for name, level in levels.items():
+        chosen &= frame[name] == level
+    return frame[chosen]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the lectures as an experiment.
+
+    Attributes:
+        id: its name, words with hyphens.
+        sentence: what the lecture says.
+        source: lecture and slide: "002, Initialization vs. optimization".
+        hypothesis: what should be seen if it is right, in one sentence.
+        criterion: from what on it holds or fails, fixed before anything ran.
+        experiment: callable (config, seed, **settings) -> metrics; with a parameter `trial` it may report epochs. At
+            module level, so that workers find it.
+        judge: the verdict of the runs, by the criterion.
+        draw: the figure of the runs.
+        quick, full: how it is run on embedded data in less than a minute on two cores, and with time.
+        literature: what others measured or said against it, and how their set-up differs; "" where nothing.
+    """
+
+    id: str
+    sentence: str
+    source: str
+    hypothesis: str
+    criterion: str
+    experiment: Callable[..., Mapping[str, float]]
+    judge: Callable[[Runs], Verdict]
+    draw: Callable[[Runs], Picture]
+    quick: Setup
+    full: Setup
+    literature: str = ""
+
+
+def decided(interval: Interval, threshold: float = 0.0) -> Word:
+    """Whether a number is beyond a threshold: "holds" with the whole interval above it, "fails" with all of it below.
+
+    Example:
+        >>> decided(Interval(2.0, 1.0, 3.0)), decided(Interval(2.0, -1.0, 5.0)), decided(Interval(-2.0, -3.0, -1.0))
+        ('holds', 'undecided', 'fails')
+    """
+    if interval.low > threshold:
+        return "holds"
+    return "fails" if interval.high < threshold else "undecided"
+
+
+def all_of(words: Sequence[Word]) -> Word:
+    """The verdict of a hypothesis with several parts: it fails with any of them, and holds with all.
+
+    Example:
+        >>> all_of(["holds", "undecided"]), all_of(["undecided", "fails"]), all_of(["holds", "holds"])
+        ('undecided', 'fails', 'holds')
+    """
+    if "fails" in words:
+        return "fails"
+    return "undecided" if "undecided" in words else "holds"
+
+
+def within(errors: pd.Series[float], tolerance: float) -> Word:
+    """The verdict of an identity: whether every error is at most the tolerance; NaN is not."""
+    return "holds" if bool((errors <= tolerance).all()) else "fails"
+
+
+def points(interval: Interval) -> str:
+    """A difference of shares in percentage points: "+1.3 points [0.9, 1.7]"."""
+    low, high = (f"{100 * end:.1f}".replace("-", "−") for end in (interval.low, interval.high))
+    return f"{100 * interval.estimate:+.1f} points [{low}, {high}]".replace("-", "−")

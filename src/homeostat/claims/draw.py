@@ -1,0 +1,265 @@
+"""The figures of claims: courses, levels compared, points; with means over seeds and their 95 % intervals.
+
+Every figure is drawn twice, for a wide page and for a telephone. Groups differ by color, by line or marker, and by a
+name beside them. What is not finite is left out, and said. Nothing is random: the same tables give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from homeostat.inference import mean_interval
+from homeostat.page.svg import FAINT, HELPS, HURTS, INK, NARROW, OTHER, SOFT, Picture, blank, drawing, inline
+from homeostat.page.text import shorten
+
+_WIDE = 720.0
+_STYLES: tuple[tuple[str, Any, str], ...] = (
+    (INK, (0, (5, 2)), "s"),
+    (HELPS, "-", "o"),
+    (HURTS, (0, (1, 1)), "^"),
+    (OTHER, (0, (6, 2, 1, 2)), "D"),
+    (SOFT, "-", "v"),
+    (HELPS, (0, (1, 2)), "P"),
+    (HURTS, (0, (8, 2)), "X"),
+    (OTHER, (0, (2, 1)), "<"),
+)
+MOST_GROUPS = len(_STYLES)
+
+Draw = Callable[[Axes, bool], None]
+
+
+def renamed(figure: Picture, name: str) -> Picture:
+    """The figure with ids that no other of a page has."""
+
+    def with_name(markup: str) -> str:
+        return markup.replace('id="claim-', f'id="{name}-').replace("#claim-", f"#{name}-")
+
+    return Picture(with_name(figure.wide), with_name(figure.narrow), figure.alt)
+
+
+def courses(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    group: str | None = None,
+    *,
+    across: str,
+    up: str,
+    alt: str,
+    names: Mapping[Any, str] | None = None,
+    log: str = "",
+    line: float | None = None,
+) -> Picture:
+    """Lines of y over x, one per group: means over seeds with their intervals as bands.
+
+    Args:
+        frame: one row per seed, x and group; x is a number.
+        group: the column that tells lines apart, at most `MOST_GROUPS` of them; None: there is one line.
+        across, up: what the axes show, with units.
+        alt: the figure in a sentence.
+        names: of the groups, where they are not to be called what they are.
+        log: which axes are logarithmic: "", "x", "y" or "xy"; what is not above zero is then left out.
+        line: a height at which a reference line is drawn.
+    """
+    groups = [(None, frame)] if group is None else list(frame.groupby(group, sort=False))
+
+    def draw(axes: Axes, wide: bool) -> None:
+        ends = []
+        for (key, own), (color, dash, marker) in zip(groups, _STYLES, strict=False):
+            at, mean, low, high = _summary(own, x, y, positive="y" in log)
+            few = marker if len(at) <= 20 else ""
+            axes.fill_between(at, low, high, color=color, alpha=0.14, linewidth=0)
+            axes.plot(at, mean, color=color, linestyle=dash, linewidth=2, marker=few, markersize=5)
+            if group is not None and len(mean):
+                ends.append((float(mean[-1]), _named(key, names, 24 if wide else 13), color))
+        if line is not None:
+            axes.axhline(line, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+        _scales(axes, log)
+        _ends(axes, ends)
+
+    longest = max((len(_named(key, names, 24)) for key, _ in groups), default=0) if group is not None else 0
+    return _pictured(draw, across, up, alt, room=longest)
+
+
+def levels(
+    frame: pd.DataFrame,
+    by: str | Sequence[str],
+    y: str,
+    *,
+    across: str,
+    alt: str,
+    names: Mapping[Any, str] | None = None,
+    log: bool = False,
+    line: float | None = None,
+) -> Picture:
+    """One row per level: the single runs as faint points, their mean with its interval on top.
+
+    Args:
+        frame: one row per run.
+        by: the column, or columns, whose levels are the rows, in order of appearance.
+        across: what the horizontal axis shows, with its unit.
+        names: of the levels (of a tuple of them, where there are several columns).
+        log: whether the axis is logarithmic.
+        line: a place at which a reference line is drawn.
+    """
+    columns = [by] if isinstance(by, str) else list(by)
+    keys = list(dict.fromkeys(map(tuple, frame[columns].to_numpy(dtype=object).tolist())))
+    labels = [_named(key[0] if len(key) == 1 else key, names, 40) for key in keys]
+
+    def draw(axes: Axes, wide: bool) -> None:
+        for row, key in enumerate(keys):
+            chosen = np.logical_and.reduce([frame[name] == level for name, level in zip(columns, key, strict=True)])
+            values = frame.loc[chosen, y].to_numpy(dtype=float)
+            finite = values[np.isfinite(values) & ((values > 0) | (not log))]
+            axes.plot(finite, np.full(len(finite), row), "o", color=SOFT, alpha=0.35, markersize=4, markeredgewidth=0)
+            if len(finite):
+                found = mean_interval(finite)
+                if len(finite) > 1:
+                    low = max(found.low, finite.min() * 0.5) if log else found.low
+                    axes.plot([low, found.high], [row, row], color=HELPS, linewidth=2.4, solid_capstyle="butt")
+                axes.plot([found.estimate], [row], "D", color=HELPS, markersize=7)
+            if len(finite) < len(values):
+                lost = f"{len(values) - len(finite)} of {len(values)} not finite"
+                axes.annotate(
+                    lost, (1, row), (-4, 9), xycoords=("axes fraction", "data"), textcoords="offset points",
+                    ha="right", va="center", fontsize=10.5, color=HURTS,
+                )  # fmt: skip
+        axes.set_ylim(len(keys) - 0.5, -0.5)
+        axes.set_yticks(range(len(keys)), [shorten(label, 40 if wide else 16) for label in labels])
+        if line is not None:
+            axes.axvline(line, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
+        axes.grid(axis="x", color=FAINT, linewidth=0.8)
+
+    longest = max(map(len, labels), default=0)
+    return _pictured(draw, across, "", alt, rows=len(keys), left=min(40, longest))
+
+
+def scatter(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    group: str | None = None,
+    *,
+    across: str,
+    up: str,
+    alt: str,
+    names: Mapping[Any, str] | None = None,
+    log: str = "",
+) -> Picture:
+    """Points, one per run, by group; arguments as for `courses`."""
+    groups = [(None, frame)] if group is None else list(frame.groupby(group, sort=False))
+
+    def draw(axes: Axes, wide: bool) -> None:
+        for (key, own), (color, _, marker) in zip(groups, _STYLES, strict=False):
+            label = _named(key, names, 30 if wide else 16) if group is not None else None
+            axes.plot(own[x], own[y], marker, color=color, alpha=0.75, markersize=6, linestyle="none", label=label)
+        _scales(axes, log)
+        if group is not None:
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, frameon=False, fontsize=11,
+                handletextpad=0.2, columnspacing=1.0, borderaxespad=0.2,
+            )  # fmt: skip
+
+    return _pictured(draw, across, up, alt, head=0 if group is None else 24)
+
+
+def _pictured(
+    draw: Draw, across: str, up: str, alt: str, *, room: int = 0, rows: int = 0, left: int = 0, head: float = 0
+) -> Picture:
+    """A figure in both layouts: `room` characters at the right, `left` characters at the left, `rows` lines."""
+
+    def layout(wide: bool) -> str:
+        width = _WIDE if wide else NARROW
+        height = 34.0 * rows + 66.0 if rows else (320.0 if wide else 260.0)
+        beside = 6.6 * min(room, 24 if wide else 13) + (14 if room else 6)
+        before = 6.8 * min(left, 40 if wide else 16) + 14 if rows else 64.0
+        with drawing():
+            figure = blank(width, height + head)
+            whole = height + head
+            box = (before / width, 48 / whole, (width - before - beside - 6) / width, (height - 62) / whole)
+            axes = figure.add_axes(box)
+            axes.patch.set_visible(False)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.tick_params(length=0, pad=5)
+            axes.tick_params(axis="x", length=3, color=FAINT)
+            if not rows:
+                axes.grid(axis="y", color=FAINT, linewidth=0.8)
+            draw(axes, wide)
+            axes.set_xlabel(shorten(across, 90 if wide else 46), fontsize=11.5, labelpad=4)
+            if up:
+                axes.set_ylabel(shorten(up, 46 if wide else 36), fontsize=11.5, labelpad=6)
+            return inline(figure, f"claim-{'wide' if wide else 'narrow'}", alt)
+
+    return Picture(layout(True), layout(False), alt)
+
+
+def _summary(frame: pd.DataFrame, x: str, y: str, *, positive: bool) -> tuple[np.ndarray, ...]:
+    """Per x: the mean of y and the ends of its interval (the mean itself, where there is one seed)."""
+    at: list[float] = []
+    rows: list[tuple[float, float, float]] = []
+    for place in np.unique(frame[x].to_numpy(dtype=float)):
+        values = frame.loc[frame[x] == place, y].to_numpy(dtype=float)
+        values = values[np.isfinite(values) & ((values > 0) | (not positive))]
+        if len(values):
+            found = mean_interval(values)
+            bottom, top = (found.low, found.high) if len(values) > 1 else (found.estimate, found.estimate)
+            at.append(float(place))
+            rows.append((found.estimate, max(bottom, values.min() * 0.5) if positive else bottom, top))
+    return np.array(at), *np.array(rows, dtype=float).reshape(-1, 3).T
+
+
+def _scales(axes: Axes, log: str) -> None:
+    if "x" in log:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    if "y" in log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def _ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Name lines at their right end, moved apart where they would overlap."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    scale = axes.transData
+    heights = [float(scale.transform((axes.get_xlim()[0], np.clip(end, low, high)))[1]) for end, *_ in ends]
+    order = sorted(range(len(ends)), key=lambda place: heights[place])
+    box = axes.bbox
+    step = 15.0
+    places: list[float] = []
+    for place in order:
+        places.append(max(heights[place], places[-1] + step) if places else heights[place])
+    most = box.y1 + step / 2
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], most)
+        most = places[index] - step
+    for place, at in zip(order, places, strict=True):
+        _, label, color = ends[place]
+        axes.annotate(
+            label, (1, (at - box.y0) / box.height), (8, 0), xycoords="axes fraction", textcoords="offset points",
+            va="center", fontsize=12, color=color, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _named(key: Any, names: Mapping[Any, str] | None, width: int) -> str:
+    if names is not None and key in names:
+        return shorten(names[key], width)
+    return shorten(" · ".join(map(str, key)) if isinstance(key, tuple) else str(key), width)

@@ -1,0 +1,129 @@
+"""Running claims: every trial of an experiment in worker processes, stored in a ledger; a run may be resumed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from homeostat import environment
+from homeostat.claims.claim import Claim, Runs, Setup
+from homeostat.claims.evidence import Evidence
+from homeostat.claims.registry import claim_of
+from homeostat.errors import HomeostatError, invalid
+from homeostat.study import configuration
+from homeostat.study.running.carrier import carrier
+from homeostat.study.running.progress import Silent, shown
+from homeostat.study.running.runner import Rules
+from homeostat.study.running.status import trial_name
+from homeostat.study.state.ledger import Ledger, Row
+from homeostat.study.state.storage import StorageError
+
+FOLDER = Path("claims")
+_PRELOAD = ("homeostat.claims.experiments", "torch._dynamo")
+
+
+def run(
+    claim: str | Claim,
+    *,
+    quick: bool = True,
+    seeds: int | None = None,
+    workers: int | None = None,
+    out: Path | str = FOLDER,
+    progress: bool = True,
+) -> Evidence:
+    """Run a claim's experiment, or what is left of it, and judge it.
+
+    Args:
+        claim: its id, or a claim of one's own.
+        quick: on embedded data, in less than a minute on two cores; False: in full, on the data sets of the lectures.
+        seeds: how many; default: the claim's own number.
+        workers: processes, one thread each; default: the number of cores. 0: this process.
+        out: a folder; the trials are kept in out/quick/ID or out/full/ID, and a finished claim is not run again.
+        progress: whether it is shown, on standard error.
+    Raises: InvalidValue for an unknown claim; HomeostatError where trials failed so that nothing can be said;
+        StorageError if the folder cannot be used; StudyInterrupted on Ctrl-C.
+    Example:
+        >>> evidence = run("bn-parameters", workers=0, out=getfixture("tmp_path"), progress=False)
+        >>> evidence.verdict.word
+        'holds'
+    """
+    known = claim_of(claim) if isinstance(claim, str) else claim
+    scale = "quick" if quick else "full"
+    setup = known.quick if quick else known.full
+    if seeds is not None:
+        if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+            raise invalid("claims.run", "seeds", "be an integer of at least 1", seeds)
+        setup = replace(setup, seeds=seeds)
+    directory = Path(out) / scale / known.id
+    console = Console(stderr=True, quiet=not progress)
+    with _ledger(known, setup, directory) as (ledger, rows):
+        _work(known, setup, ledger, rows, console, environment.available_cores() if workers is None else workers)
+        evidence = _judged(known, setup, scale, ledger)
+    evidence.save(directory)
+    return evidence
+
+
+@contextmanager
+def _ledger(claim: Claim, setup: Setup, directory: Path) -> Iterator[tuple[Ledger, list[Row]]]:
+    """The ledger of an experiment, seed by seed, so that one cut short has whole seeds."""
+    levels = [dict(zip(setup.factors, each, strict=True)) for each in itertools.product(*setup.factors.values())]
+    rows: list[Row] = [(place, seed, config) for seed in range(setup.seeds) for place, config in enumerate(levels)]
+    settings = {
+        "claim": claim.id,
+        "experiment": configuration.identity(claim.experiment),
+        "factors": {name: list(known) for name, known in setup.factors.items()},
+        "seeds": setup.seeds,
+        "settings": configuration.plain("Claim", "settings", setup.settings),
+        "torch": environment.describe().get("torch", ""),
+    }
+    ledger = Ledger.create_or_open(directory, settings, rows)
+    try:
+        yield ledger, rows
+    finally:
+        ledger.close()
+
+
+def _work(claim: Claim, setup: Setup, ledger: Ledger, rows: list[Row], console: Console, workers: int) -> None:
+    if ledger.counts().ended:
+        return
+    names = [trial_name(config, seed) for _, seed, config in rows]
+    experiment = functools.partial(claim.experiment, **setup.settings)
+    start = time.monotonic()
+    try:
+        with (
+            shown(console, names.__getitem__) if not console.quiet else _silent() as watch,
+            carrier(experiment, Rules(), watch, None, workers, _PRELOAD) as run_pending,
+        ):
+            run_pending(ledger)
+    finally:
+        with suppress(StorageError):
+            ledger.spend(time.monotonic() - start)
+
+
+@contextmanager
+def _silent() -> Iterator[Silent]:
+    yield Silent()
+
+
+def _judged(claim: Claim, setup: Setup, scale: str, ledger: Ledger) -> Evidence:
+    trials, curves = ledger.trials(), ledger.curves()
+    done = trials[trials["status"] == "done"].reset_index(drop=True)
+    failures = tuple(dict.fromkeys(text for text in trials["failure"] if text))
+    if done.empty:
+        raise HomeostatError(f"{claim.id}: no trial ended well. {failures[0] if failures else ''}")
+    factors = list(setup.factors)
+    metrics = [name for name in done.columns if done[name].dtype == float and name != "seconds"]
+    frame = done[[*factors, "seed", *metrics]]
+    if len(curves):
+        curves = curves.merge(trials[["trial", *factors]], on="trial")
+    runs = Runs(frame, curves, setup)
+    return Evidence(
+        claim, claim.judge(runs), frame, claim.draw(runs), setup, scale, ledger.spent, environment.describe(), failures
+    )

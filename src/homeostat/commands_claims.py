@@ -1,0 +1,66 @@
+"""What the commands `homeostat claims list` and `homeostat claims run` do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from homeostat.claims.evidence import Evidence
+from homeostat.claims.gallery import table, write_gallery
+from homeostat.claims.registry import CLAIMS, THEMES, claim_of
+from homeostat.claims.run import run
+from homeostat.errors import HomeostatError, invalid
+from homeostat.study.show.export import write_text
+from homeostat.study.study import StudyInterrupted
+
+_COLORS = {"holds": "green", "fails": "red", "undecided": "yellow"}
+
+
+def list_claims() -> int:
+    """Print every claim by theme; returns the exit code."""
+    console = Console()
+    for theme, claims in THEMES.items():
+        console.print(f"\n[bold]{escape(theme)}[/]")
+        rows = Table("claim", "what the lecture says", "where", box=None, pad_edge=False, show_header=False)
+        for claim in claims:
+            rows.add_row(claim.id, escape(claim.sentence), escape(claim.source), style=None)
+        console.print(rows, highlight=False)
+    return 0
+
+
+def run_claims(
+    names: list[str], *, everything: bool, quick: bool, seeds: int | None, workers: int | None, out: str
+) -> int:
+    """Run claims, print their verdicts, write the gallery; returns the exit code, 3 where an experiment failed."""
+    console = Console()
+    if everything == bool(names):
+        raise invalid("claims run", "claims", "be named, or all be run with --all", names, "See homeostat claims list.")
+    chosen = list(CLAIMS.values()) if everything else [claim_of(name) for name in dict.fromkeys(names)]
+    found: list[Evidence] = []
+    failed = 0
+    try:
+        for place, claim in enumerate(chosen, start=1):
+            console.print(f"[dim]{place} of {len(chosen)}[/] {claim.id}: {escape(claim.sentence)}", highlight=False)
+            try:
+                evidence = run(claim, quick=quick, seeds=seeds, workers=workers, out=out)
+            except HomeostatError as error:
+                failed += 1
+                console.print(f"  [red]failed[/] {escape(str(error))}", highlight=False)
+                continue
+            found.append(evidence)
+            verdict = evidence.verdict
+            word = f"[{_COLORS[verdict.word]}]{verdict.word}[/]"
+            console.print(f"  {word} {escape(verdict.number)}. {escape(verdict.says)}", highlight=False)
+    except StudyInterrupted as stop:
+        console.print(f"[yellow]{escape(str(stop))}[/]", highlight=False)
+        return 130
+    finally:
+        if found:
+            folder = Path(out) / ("quick" if quick else "full")
+            page = write_gallery(found, folder)
+            write_text(folder / "README.md", table(found))
+            console.print(f"\nGallery: {page}", markup=False, highlight=False, soft_wrap=True)
+    return 3 if failed else 0

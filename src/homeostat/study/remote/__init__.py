@@ -1,0 +1,1 @@
+"""Trials run on the nodes of a Ray cluster."""

@@ -1,0 +1,77 @@
+"""Trials that an earlier study has done, taken over by one that needs them too: a follow-up, or more seeds.
+
+A trial is the same where objective and base are, and the treatment and the seed. Nothing here is random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from homeostat.errors import InvalidValue, invalid
+from homeostat.study.configuration import differences
+from homeostat.study.design import Design
+from homeostat.study.state.ledger import Ledger
+from homeostat.study.state.records import Finished
+
+_SAME = ("objective", "base")  # of a configuration
+
+
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """A study that went before.
+
+    Attributes:
+        directory: of it.
+        design: what it was to run.
+    """
+
+    directory: Path
+    design: Design
+    _configuration: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path | str) -> Earlier:
+        """The study of that directory, finished or not.
+
+        Raises: StorageError where there is none.
+        """
+        ledger = Ledger.open(directory, read_only=True)
+        try:
+            configuration = ledger.configuration
+        finally:
+            ledger.close()
+        return cls(Path(directory).absolute(), Design.from_dict(configuration["design"]), configuration)
+
+    def check(self, configuration: Mapping[str, Any], directory: Path) -> None:
+        """See that a study of this configuration may take trials over.
+
+        Args:
+            configuration, directory: of the study that would.
+        Raises: InvalidValue, with the difference, where their trials are not the same; or if it is this very study.
+        """
+        if directory.absolute() == self.directory:
+            raise invalid("Study", "after", "be another study than this one", str(directory), "Give another directory.")
+        mine, theirs = ({name: known.get(name) for name in _SAME} for known in (self._configuration, configuration))
+        lines = differences(mine, theirs)
+        if lines:
+            cure = "Its trials cannot be taken over. Ask for the same task and settings, or leave --after (after=) out."
+            raise InvalidValue(
+                f"{self.directory}: that study was made with other settings (there → here):\n"
+                + "\n".join(f"  {line}" for line in lines)
+                + f"\n{cure}"
+            )
+
+    def finished(self) -> list[Finished]:
+        """Its trials that ended well."""
+        ledger = Ledger.open(self.directory, read_only=True)
+        try:
+            return list(ledger.finished())
+        finally:
+            ledger.close()
+
+    def goes_on(self, design: Design) -> bool:
+        """Whether a study of that design adds seeds to this one, which is to look at results before all are there."""
+        return not set(design.seeds) <= set(self.design.seeds)
