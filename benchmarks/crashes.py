@@ -1,8 +1,9 @@
 """A study that is killed ten times at random moments, against the same study undisturbed: same bits, how much longer?
 
 Every round ends with `kill -9` of the driver, of a worker and then of the driver, or with Ctrl-C, at a moment drawn
-from a seeded generator; every second round has another number of workers. Each costs the start of a process and the
-epochs that were running, so the study must be long enough to speak of times.
+from a seeded generator. Each costs the start of a process and the epochs that were running, so the study must be long
+enough to speak of times. All rounds have two workers, as the undisturbed study has; that another number gives the same
+bits is a test (`tests/test_crash.py`).
 
     python benchmarks/crashes.py [--rounds 10] [--seeds 10] [--epochs 300] [--draw 0]
 """
@@ -29,8 +30,8 @@ STUDY = [sys.executable, "-m", "homeostat", "study", "digits", "-f", "norm=none,
 TIMES = ["seconds", "seconds_per_epoch", "attempt"]  # what may differ
 
 
-def command(out: Path, workers: int, seeds: int, epochs: int) -> list[str]:
-    return [*STUDY, "--seeds", str(seeds), "--epochs", str(epochs), "--workers", str(workers), "--out", str(out)]
+def command(out: Path, seeds: int, epochs: int) -> list[str]:
+    return [*STUDY, "--seeds", str(seeds), "--epochs", str(epochs), "--workers", "2", "--out", str(out)]
 
 
 def undisturbed(words: list[str]) -> float:
@@ -71,10 +72,10 @@ def struck(words: list[str], out: Path, wait: float, draw: random.Random) -> str
 def disturbed(out: Path, rounds: int, expected: float, seeds: int, epochs: int, draw: random.Random) -> float:
     """Seconds in all, over every round and what was left after the last."""
     start, done = time.monotonic(), []
-    for number in range(rounds):
-        words = command(out, 1 + number % 2, seeds, epochs)
+    words = command(out, seeds, epochs)
+    for _ in range(rounds):
         done.append(struck(words, out, draw.uniform(0.0, 1.0) * expected / rounds, draw))
-    subprocess.run(command(out, 2, seeds, epochs), check=True, capture_output=True)
+    subprocess.run(words, check=True, capture_output=True)
     print(f"struck {len(done)} times: {', '.join(done)}")
     return time.monotonic() - start
 
@@ -86,7 +87,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         calm, hard = Path(folder) / "calm", Path(folder) / "hard"
-        expected = undisturbed(command(calm, 2, asked.seeds, asked.epochs))
+        expected = undisturbed(command(calm, asked.seeds, asked.epochs))
         spent = disturbed(hard, asked.rounds, expected, asked.seeds, asked.epochs, random.Random(asked.draw))
         first, second = (pd.read_csv(out / "trials.csv") for out in (calm, hard))
         pd.testing.assert_frame_equal(second.drop(columns=TIMES), first.drop(columns=TIMES), check_exact=True)

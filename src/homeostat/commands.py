@@ -21,7 +21,6 @@ from rich.table import Table
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, unknown
-from homeostat.parts.export_onnx import export_onnx
 from homeostat.parts.fold import fold as fold_model
 from homeostat.parts.fold import plan_folding
 from homeostat.study.design import KINDS, Design, fold_over, follow_up, make_design, plan
@@ -183,6 +182,8 @@ def fold(source: str, *, task: str | None, target: str | None, onnx: str | None,
         write_file(Path(out), weights_of(folded))
         _say(console, f"Weights: {out}")
     if onnx is not None:
+        from homeostat.parts.export_onnx import export_onnx  # brings torch's exporter, which a study need not wait for
+
         with console.status("Exporting to ONNX, and comparing with ONNX Runtime ..."):
             export_onnx(folded, sample, onnx)
         _say(console, f"ONNX: {onnx}")

@@ -26,7 +26,6 @@ from homeostat.errors import HomeostatError, invalid, invalid_type, unknown
 from homeostat.study import configuration
 from homeostat.study.design import Design, Interactions, Kind, make_design
 from homeostat.study.factors import Factor, Level
-from homeostat.study.judging import judge
 from homeostat.study.remote.cluster import Cluster, as_cluster
 from homeostat.study.results.analysis import Analysis
 from homeostat.study.running import launch, limits
@@ -292,7 +291,8 @@ class Study:
                 run_pending(ledger)
 
     def _conclude(self, ledger: Ledger, schedule: Schedule) -> StudyResult:
-        from homeostat.study.show.report import write_report  # matplotlib takes its time
+        from homeostat.study.judging import judge  # these bring matplotlib, which the trials need not wait for
+        from homeostat.study.show.report import write_report
 
         trials, curves = ledger.trials(), ledger.curves()
         done = trials[trials["status"] == "done"]
