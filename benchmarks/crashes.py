@@ -71,10 +71,8 @@ def struck(words: list[str], out: Path, wait: float, draw: random.Random) -> str
 
 def disturbed(out: Path, rounds: int, expected: float, seeds: int, epochs: int, draw: random.Random) -> float:
     """Seconds in all, over every round and what was left after the last."""
-    start, done = time.monotonic(), []
-    words = command(out, seeds, epochs)
-    for _ in range(rounds):
-        done.append(struck(words, out, draw.uniform(0.0, 1.0) * expected / rounds, draw))
+    start, words = time.monotonic(), command(out, seeds, epochs)
+    done = [struck(words, out, draw.uniform(0.0, 1.0) * expected / rounds, draw) for _ in range(rounds)]
     subprocess.run(words, check=True, capture_output=True)
     print(f"struck {len(done)} times: {', '.join(done)}")
     return time.monotonic() - start

@@ -342,6 +342,8 @@ def _print_plan(
         )
     elif seconds is not None and pilot is None:
         _say(console, "The time was measured on a few epochs of the base treatment, on one thread.")
+    if study.earlier is not None:
+        _say(console, f"{study.done_before} of the trials are done in {study.earlier.directory}, and need not be run.")
     _say(console, "Nothing was run and nothing was written: this is a plan.")
 
 

@@ -116,6 +116,13 @@ def test_another_base_or_the_same_directory_or_none_is_refused(tmp_path, first):
     assert not (tmp_path / "x").exists()
 
 
+def test_where_nothing_is_the_same_that_is_said(tmp_path, first, capsys):
+    study = counted_study([], fractional_factorial(FACTORS, seeds=[7, 8]), tmp_path / "b", after=tmp_path / "first")
+    assert study.done_before == 0
+    study.run()
+    assert f"Nothing is taken over from {tmp_path / 'first'}" in capsys.readouterr().err.replace("\n", "")
+
+
 def run(*words):
     return CliRunner().invoke(app, ["study", "spirals", "--epochs", "1", "--workers", "0", *map(str, words)])
 
@@ -128,6 +135,8 @@ def test_the_command_line_follows_up_and_adds_seeds(tmp_path):
     assert done.exit_code == 0, done.output
     done = run("--after", tmp_path / "b", "--seeds", "3", "--out", tmp_path / "c")
     assert done.exit_code == 0, done.output
+    done = run("--after", tmp_path / "c", "--seeds", "4", "--plan", "--spread", "0.01")
+    assert f"24 of the trials are done in {tmp_path / 'c'}" in done.output, done.output
     ledgers = [Ledger.open(tmp_path / name, read_only=True) for name in "abc"]
     assert [ledger.counts().done for ledger in ledgers] == [8, 16, 24]
     assert [list(ledger.adopted.values()) for ledger in ledgers] == [[], [8], [16]]

@@ -213,6 +213,11 @@ class Study:
             self.earlier.check(self.configuration, self.directory)
 
     @property
+    def done_before(self) -> int:
+        """How many of the trials an earlier study has done (`after`)."""
+        return 0 if self.earlier is None else self.earlier.overlap((config, seed) for _, seed, config in self._rows())
+
+    @property
     def configs(self) -> list[dict[str, Level]]:
         """What the objective is called with: every treatment, at every level of the nuisance factors."""
         settings: list[Setting] = [{}] if self.grid is None else self.grid.settings
@@ -276,6 +281,8 @@ class Study:
         counts, adopted = ledger.counts(), ledger.adopted
         for source, number in adopted.items():
             say(f"Taken over from {source}: {number} trials.")
+        if self.earlier is not None and not adopted:
+            say(f"Nothing is taken over from {self.earlier.directory}: none of its finished trials is one of these.")
         if counts.done + counts.quarantined > sum(adopted.values()):
             say(f"Resuming: {counts.done} of {counts.most} trials are done already.")
 

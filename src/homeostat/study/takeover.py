@@ -5,7 +5,7 @@ A trial is the same where objective and base are, and the treatment and the seed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from homeostat.errors import InvalidValue, invalid
 from homeostat.study.configuration import differences
 from homeostat.study.design import Design
+from homeostat.study.factors import Level
 from homeostat.study.state.ledger import Ledger
-from homeostat.study.state.records import Finished
+from homeostat.study.state.records import Finished, trial_key
 
 _SAME = ("objective", "base")  # of a configuration
 
@@ -71,6 +72,11 @@ class Earlier:
             return list(ledger.finished())
         finally:
             ledger.close()
+
+    def overlap(self, trials: Iterable[tuple[Mapping[str, Level], int]]) -> int:
+        """How many of these trials, (config, seed), it has done."""
+        known = {each.key for each in self.finished()}
+        return sum(trial_key(config, seed) in known for config, seed in trials)
 
     def goes_on(self, design: Design) -> bool:
         """Whether a study of that design adds seeds to this one, which is to look at results before all are there."""
