@@ -1,0 +1,110 @@
+"""Two workers against one: the same studies as whole processes, in turns, and what two processes gain here at most.
+
+Studies: the demo (digits, an mlp, 160 trials) and the small cnn on 28x28 images of `throughput.py`. Beside them what two
+processes at once do against one for pieces of such work: a matrix product that fits a core's cache, a convolution, and
+copies of large arrays, which share the machine's memory. No study can scale better than what its trials are made of.
+
+    python benchmarks/scaling.py [--rounds 3] [--seeds 10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from homeostat import environment
+from plain_images import EPOCHS, FACTORS
+
+HERE = Path(__file__).resolve().parent
+
+
+def piece(kind: str) -> Callable[[], Any]:
+    """A piece of work."""
+    if kind == "matrix product":
+        a = torch.randn(192, 192)
+        return lambda: a @ a
+    if kind == "convolution":
+        x = torch.randn(64, 16, 14, 14).to(memory_format=torch.channels_last)
+        w = torch.randn(32, 16, 3, 3).to(memory_format=torch.channels_last)
+        return lambda: torch.conv2d(x, w, padding=1)
+    large = torch.randn(8_000_000)
+    target = torch.empty_like(large)
+    return lambda: target.copy_(large)
+
+
+def repeat(kind: str, found: SimpleQueue[float]) -> None:
+    """How often per second the piece is done, on one thread."""
+    torch.set_num_threads(1)
+    work = piece(kind)
+    for _ in range(10):
+        work()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 2:
+        work()
+        count += 1
+    found.put(count / 2)
+
+
+def gain(kind: str) -> float:
+    """What two processes do at once, over what one does."""
+    context = multiprocessing.get_context("spawn")
+    rates = []
+    for count in (1, 2):
+        found = context.SimpleQueue()
+        processes = [context.Process(target=repeat, args=(kind, found)) for _ in range(count)]
+        for process in processes:
+            process.start()
+        rates.append(sum(found.get() for _ in processes))
+        for process in processes:
+            process.join()
+    return rates[1] / rates[0]
+
+
+def seconds(study: list[str], workers: int) -> float:
+    """How long a whole study takes."""
+    with tempfile.TemporaryDirectory() as out:
+        words = [sys.executable, "-m", "homeostat", "study", *study, "--workers", str(workers), "--out", f"{out}/study"]
+        inherited = os.environ.get("PYTHONPATH", "")
+        path = f"{HERE}{os.pathsep}{inherited}" if inherited else str(HERE)
+        start = time.perf_counter()
+        subprocess.run(words, cwd=HERE, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path})
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=10)
+    asked = parser.parse_args()
+    print(" · ".join(f"{name} {value}" for name, value in environment.describe().items()))
+    for kind in ("matrix product", "convolution", "copy"):
+        values = [gain(kind) for _ in range(asked.rounds)]
+        print(
+            f"two processes, {kind}: {statistics.median(values):.2f} times one, {min(values):.2f} to {max(values):.2f}"
+        )
+    factors = [word for name, levels in FACTORS.items() for word in ("-f", f"{name}={','.join(map(str, levels))}")]
+    studies = {
+        "digits": ["digits", "--seeds", str(asked.seeds)],
+        "cnn": ["throughput:images", *factors, "--seeds", str(asked.seeds // 2), "--epochs", str(EPOCHS)],
+    }
+    for name, words in studies.items():
+        pairs = [(seconds(words, 1), seconds(words, 2)) for _ in range(asked.rounds)]
+        ratios = [one / two for one, two in pairs]
+        said = ", ".join(f"{one:.1f} s and {two:.1f} s" for one, two in pairs)
+        print(f"{name}, one worker and two: {said}; {statistics.median(ratios):.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
