@@ -1,4 +1,4 @@
-"""The trials of `plain_images` by Optuna's grid sampler around a Lightning Trainer; see `throughput.py`."""
+"""The trials of `plain_tasks` by Optuna's grid sampler around a Lightning Trainer; see `throughput.py`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from plain_images import BATCH_SIZE, EPOCHS, FACTORS, LR, network, standardized
+from plain_tasks import BATCH_SIZE, FACTORS, LR, TASKS, standardized
 
 
 class Classifier(L.LightningModule):
-    def __init__(self, batch_norm: bool, dropout: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network(batch_norm, dropout)
+        self.network = network
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         x, y = batch
@@ -42,23 +42,24 @@ class Classifier(L.LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=TASKS, default="cnn")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    data = standardized()
+    plain, data = TASKS[asked.task], standardized(asked.task)
     if asked.jobs > 1:
         torch.set_num_threads(1)
 
     def objective(trial: optuna.Trial) -> float:
         levels = {name: trial.suggest_categorical(name, known) for name, known in grid.items()}
         torch.manual_seed(levels["seed"])
-        model = Classifier(levels["norm"] == "batch", levels["dropout"])
+        model = Classifier(plain.network(levels["norm"] == "batch", levels["dropout"]))
         trainer = L.Trainer(
-            max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False,
+            max_epochs=plain.epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         train, valid, test = data
         trainer.fit(model, DataLoader(train, batch_size=BATCH_SIZE, shuffle=True), DataLoader(valid, batch_size=512))

@@ -1,6 +1,6 @@
 """Two workers against one: the same studies as whole processes, in turns, and what two processes gain here at most.
 
-Studies: the demo (digits, an mlp, 160 trials) and the small cnn on 28x28 images of `throughput.py`. Beside them what two
+Studies: the demo (digits, an mlp, 160 trials) and the small cnn on 28x28 images of `throughput.py`; and what two
 processes at once do against one for pieces of such work: a matrix product that fits a core's cache, a convolution, and
 copies of large arrays, which share the machine's memory. No study can scale better than what its trials are made of.
 
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from homeostat import environment
-from plain_images import EPOCHS, FACTORS
+from plain_tasks import FACTORS, TASKS
 
 HERE = Path(__file__).resolve().parent
 
@@ -97,7 +97,7 @@ def main() -> None:
     factors = [word for name, levels in FACTORS.items() for word in ("-f", f"{name}={','.join(map(str, levels))}")]
     studies = {
         "digits": ["digits", "--seeds", str(asked.seeds)],
-        "cnn": ["throughput:images", *factors, "--seeds", str(asked.seeds // 2), "--epochs", str(EPOCHS)],
+        "cnn": ["throughput:images", *factors, "--seeds", str(asked.seeds // 2), "--epochs", str(TASKS["cnn"].epochs)],
     }
     for name, words in studies.items():
         pairs = [(seconds(words, 1), seconds(words, 2)) for _ in range(asked.rounds)]
