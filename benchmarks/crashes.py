@@ -54,8 +54,9 @@ def running(out: Path) -> list[int]:
 
 def struck(words: list[str], out: Path, wait: float, draw: random.Random) -> str:
     """Start the study and end it, so many seconds after its trials run; what was done to it."""
+    before = set(running(out))  # workers of a driver that was killed, which have not noticed yet
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not running(out):
+    while process.poll() is None and not set(running(out)) - before:
         time.sleep(0.05)
     time.sleep(wait)
     how = draw.choice(["driver", "worker", "interrupt"])

@@ -70,15 +70,26 @@ def isolated(seed: int, *purpose: Purpose) -> Iterator[None]:
     """
     before = global_state()
     base = derive(seed, *purpose)
-    import torch
-
     random.seed(base)
     np.random.seed(base % 2**32)  # noqa: NPY002 - the legacy global state is the one other people's code reads
-    torch.manual_seed(base)
+    _seed_torch(base)
     try:
         yield
     finally:
         set_global_state(before)
+
+
+def _seed_torch(seed: int) -> None:
+    """Seed every device there is. Where that is the CPU alone, a hundred times faster than `torch.manual_seed`.
+
+    That one keeps its caller's stack, for good, in case that a GPU should come up later.
+    """
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def global_state() -> dict[str, Any]:

@@ -172,7 +172,7 @@ def test_every_claim_says_what_it_needs_to():
         assert claim.id == claim.id.lower().replace("_", "-")
         assert claim.source[:3] in {"000", "001", "002", "003", "004"}, claim.id
         assert all((claim.sentence, claim.hypothesis, claim.criterion, claim.quick.data, claim.full.data)), claim.id
-        assert claim.quick.seeds <= claim.full.seeds, claim.id
+        assert min(claim.quick.seeds, claim.full.seeds) >= 1, claim.id
 
 
 @pytest.mark.parametrize("id", [claim.id for claim in THEMES["Normalization, exactly"] if claim.id != "bn-folding"])

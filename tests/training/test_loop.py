@@ -96,7 +96,9 @@ def test_what_a_step_says_is_what_it_did(regression_task):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     fit(regression_task, recipe, 0, model=model, on_step=lambda step, values: seen.append(values))
     size = math.sqrt(sum(float((value**2).sum()) for value in before))
-    moved = math.sqrt(sum(float(((a - b.detach()) ** 2).sum()) for a, b in zip(before, model.parameters(), strict=True)))
+    moved = math.sqrt(
+        sum(float(((a - b.detach()) ** 2).sum()) for a, b in zip(before, model.parameters(), strict=True))
+    )
     (row,) = seen
     assert float(row["weight_norm"]) == pytest.approx(size, rel=1e-6)
     assert float(row["update_ratio"]) == pytest.approx(moved / size, rel=1e-4)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from homeostat.errors import InvalidValue
+from homeostat.training import objective as objective_module
 from homeostat.training.loop import fit
 from homeostat.training.objective import Objective
 from homeostat.training.recipe import Recipe
@@ -35,12 +36,14 @@ def test_a_treatment_is_the_base_recipe_with_its_levels(image_task):
     assert json.dumps(found)
 
 
-def test_a_trial_gets_the_curve_and_keeps_the_checkpoints(image_task, tmp_path):
+@pytest.mark.parametrize("spacing", [0.0, 3600.0])
+def test_a_trial_gets_the_curve_and_keeps_checkpoints_now_and_then(image_task, tmp_path, monkeypatch, spacing):
+    monkeypatch.setattr(objective_module, "_CHECKPOINT_SECONDS", spacing)
     trial = Trial(tmp_path)
     metrics = Objective(image_task, Recipe(epochs=3))({}, 0, trial=trial)
     assert sorted(trial.rows) == [0, 1, 2]
     assert trial.rows[2]["valid_loss"] == metrics["valid_loss"]
-    assert any(tmp_path.iterdir())
+    assert any(tmp_path.iterdir()) == (spacing == 0.0)
 
 
 @pytest.mark.parametrize("pickler", [pickle, cloudpickle])

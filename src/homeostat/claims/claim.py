@@ -58,7 +58,7 @@ class Runs:
     """The trials of an experiment, for judges and drawings.
 
     Attributes:
-        trials: one row per trial that ended well: the levels by name, seed, and the metrics.
+        trials: one row per trial that ended well: the levels by name (dtype object), seed, and the metrics.
         curves: what trials reported, one row per trial and epoch, with the levels beside; may be empty.
         setup: how they were run.
     """
@@ -75,8 +75,7 @@ class Runs:
 
         Raises: InvalidValue where no trial has it.
         """
-        own = self.where(**levels)
-        found = own[np.isfinite(own[metric].astype(float))].groupby("seed")[metric].mean()
+        found = self._by_seed(metric, levels)
         if found.empty:
             raise invalid("Runs.values", "levels", f"be those of trials with a finite {metric}", dict(levels))
         return found
@@ -86,9 +85,13 @@ class Runs:
         return mean_interval(self.values(metric, **levels).to_numpy())
 
     def difference(self, metric: str, first: Mapping[str, Level], second: Mapping[str, Level]) -> Interval:
-        """Mean of first minus second over the seeds that both have, paired, with its 95 % interval."""
-        pairs = pd.concat([self.values(metric, **first), self.values(metric, **second)], axis=1, join="inner")
-        return paired_interval(*np.asarray(pairs, dtype=float).T)
+        """Mean of first minus second over the seeds that both have, paired, with its 95 % interval; NaN for none."""
+        sides = [self._by_seed(metric, levels) for levels in (first, second)]
+        return paired_interval(*np.asarray(pd.concat(sides, axis=1, join="inner"), dtype=float).T)
+
+    def _by_seed(self, metric: str, levels: Mapping[str, Level]) -> pd.Series[float]:
+        own = self.where(**levels)
+        return own[np.isfinite(own[metric].astype(float))].groupby("seed")[metric].mean()
 
 
 def _where(frame: pd.DataFrame, levels: Mapping[str, Level]) -> pd.DataFrame:
@@ -160,5 +163,8 @@ def within(errors: pd.Series[float], tolerance: float) -> Word:
 
 def points(interval: Interval) -> str:
     """A difference of shares in percentage points: "+1.3 points [0.9, 1.7]"."""
-    low, high = (f"{100 * end:.1f}".replace("-", "−") for end in (interval.low, interval.high))
+    if np.isnan(interval.low):
+        known = "" if np.isnan(interval.estimate) else f"{100 * interval.estimate:+.1f} points, "
+        return f"{known}too few seeds for an interval".replace("-", "−")
+    low, high = (f"{100 * end:.1f}" for end in (interval.low, interval.high))
     return f"{100 * interval.estimate:+.1f} points [{low}, {high}]".replace("-", "−")

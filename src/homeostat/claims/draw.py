@@ -124,8 +124,9 @@ def levels(
                     low = max(found.low, finite.min() * 0.5) if log else found.low
                     axes.plot([low, found.high], [row, row], color=HELPS, linewidth=2.4, solid_capstyle="butt")
                 axes.plot([found.estimate], [row], "D", color=HELPS, markersize=7)
-            if len(finite) < len(values):
-                lost = f"{len(values) - len(finite)} of {len(values)} not finite"
+            gone = int((~np.isfinite(values)).sum())
+            if gone or len(finite) < len(values):
+                lost = f"{gone} of {len(values)} not finite" if gone else f"{len(values) - len(finite)} are zero"
                 axes.annotate(
                     lost, (1, row), (-4, 9), xycoords=("axes fraction", "data"), textcoords="offset points",
                     ha="right", va="center", fontsize=10.5, color=HURTS,
@@ -135,8 +136,7 @@ def levels(
         if line is not None:
             axes.axvline(line, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
         if log:
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            _logarithmic(axes, "x")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
         axes.grid(axis="x", color=FAINT, linewidth=0.8)
@@ -182,7 +182,7 @@ def _pictured(
     def layout(wide: bool) -> str:
         width = _WIDE if wide else NARROW
         height = 34.0 * rows + 66.0 if rows else (320.0 if wide else 260.0)
-        beside = 6.6 * min(room, 24 if wide else 13) + (14 if room else 6)
+        beside = 7.1 * min(room, 24 if wide else 13) + (14 if room else 6)
         before = 6.8 * min(left, 40 if wide else 16) + 14 if rows else 64.0
         with drawing():
             figure = blank(width, height + head)
@@ -220,18 +220,22 @@ def _summary(frame: pd.DataFrame, x: str, y: str, *, positive: bool) -> tuple[np
 
 
 def _scales(axes: Axes, log: str) -> None:
-    if "x" in log:
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-    if "y" in log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+    for name in "xy":
+        if name in log:
+            _logarithmic(axes, name)
+        else:
+            getattr(axes, f"{name}axis").set_major_locator(MaxNLocator(6))
+
+
+def _logarithmic(axes: Axes, name: str) -> None:
+    """Ticks at powers of ten, or at 1, 2, 5 times them where the axis covers less than two."""
+    axis = getattr(axes, f"{name}axis")
+    getattr(axes, f"set_{name}scale")("log")
+    low, high = getattr(axes, f"get_{name}lim")()
+    subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=7))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from homeostat.claims.claim import Claim
-from homeostat.claims.themes import normalization_exact
+from homeostat.claims.themes import (
+    convolution,
+    dropout,
+    dropout_average,
+    dropout_training,
+    early_stopping,
+    entangled,
+    initialization,
+    initialization_training,
+    normalization_altered,
+    normalization_exact,
+    normalization_training,
+    normalization_use,
+    normalization_why,
+    optimization,
+    penalties,
+    regularization,
+)
 from homeostat.errors import unknown
 
 THEMES: dict[str, tuple[Claim, ...]] = {
+    "Initialization": (*initialization.CLAIMS, *initialization_training.CLAIMS),
+    "Dropout": (*dropout.CLAIMS, *dropout_average.CLAIMS, *dropout_training.CLAIMS),
     "Normalization, exactly": normalization_exact.CLAIMS,
-}
+    "Normalization in training": (
+        *normalization_training.CLAIMS, *normalization_altered.CLAIMS, *normalization_why.CLAIMS,
+    ),
+    "Normalization in use": normalization_use.CLAIMS,
+    "Penalties and stopping": (*penalties.CLAIMS, *early_stopping.CLAIMS),
+    "Optimization and architecture": (*optimization.CLAIMS, *convolution.CLAIMS),
+    "Together": (*regularization.CLAIMS, *entangled.CLAIMS),
+}  # fmt: skip
 CLAIMS: dict[str, Claim] = {claim.id: claim for claims in THEMES.values() for claim in claims}
 
 

@@ -70,6 +70,7 @@ def fit(
     *,
     model: nn.Module | None = None,
     directory: Path | str | None = None,
+    checkpoint_every: float = 0.0,
     device: str | torch.device = "auto",
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
@@ -79,6 +80,7 @@ def fit(
     Args:
         model: a module to train in place, instead of the one that task, recipe and seed build.
         directory: where a checkpoint is kept after every epoch; a fit that finds its own there goes on from it.
+        checkpoint_every: seconds between two checkpoints at least, for epochs that are shorter than keeping one takes.
         device: "auto" is the GPU where there is one.
         on_epoch: called with each epoch's row of the history.
         on_step: called with the number of each step, counted over the whole training, and what `Update.observed` says
@@ -91,6 +93,7 @@ def fit(
     if checkpoints is not None:
         checkpoints.prepare()
     run = _Run(task, recipe, seed, model, _device(device), on_step)
+    kept = time.monotonic()
     if checkpoints is not None:
         run.resume(checkpoints)
     with run.keeping_rates():
@@ -99,8 +102,9 @@ def fit(
                 started = time.perf_counter()
                 row = {"epoch": float(run.epoch), **run.train_epoch(), **run.evaluation.measure(run.network, "valid")}
                 run.finish_epoch({**row, "seconds": time.perf_counter() - started})
-                if checkpoints is not None:
+                if checkpoints is not None and time.monotonic() - kept >= checkpoint_every:
                     run.save(checkpoints)
+                    kept = time.monotonic()
                 if on_epoch is not None:
                     on_epoch(run.history[-1])
         return run.result()

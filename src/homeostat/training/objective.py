@@ -30,6 +30,8 @@ from homeostat.training.sources import TensorSource
 from homeostat.training.task import Task
 from homeostat.training.user import short_traceback
 
+_CHECKPOINT_SECONDS = 1.0  # of training, which is what a trial that is killed loses at most, and its epoch
+
 
 class Trial(Protocol):
     """What a fit needs of the trial it is run for."""
@@ -125,8 +127,10 @@ class Objective:
         def note(step: int, values: dict[str, Any]) -> None:
             trial.step(step, **values)
 
-        on_step = note if self.vitals else None
-        return fit(self.task, recipe, seed, directory=trial.directory, on_epoch=report, on_step=on_step).metrics
+        return fit(
+            self.task, recipe, seed, directory=trial.directory, checkpoint_every=_CHECKPOINT_SECONDS,
+            on_epoch=report, on_step=note if self.vitals else None,
+        ).metrics  # fmt: skip
 
     def check(self, treatments: Iterable[Mapping[str, Any]]) -> None:
         """Try every treatment for one batch, forward, loss, metric and backward, before a study spends time on any.

@@ -155,8 +155,8 @@ def folding(config: Mapping[str, Any], seed: int) -> dict[str, float]:
         wide, exact = (each.double()(sample.double()) for each in (fold(model, sample).double(), model.double()))
         error = float((wide - exact).abs().max() / exact.abs().max())
         model.float()
-        before, after = _fastest(model, sample), _fastest(folded.float(), sample)
-    return {"error": error, "speedup": before / after, "before_ms": 1000 * before, "after_ms": 1000 * after}
+        slow, fast = _fastest(model, sample), _fastest(folded.float(), sample)
+    return {"error": error, "speedup": slow / fast, "before_ms": 1000 * slow, "after_ms": 1000 * fast}
 
 
 def _fastest(model: nn.Module, sample: Tensor, rounds: int = 15) -> float:

@@ -1,0 +1,387 @@
+"""Why batch normalization helps, as the lectures tell it: covariate shift, smoothness, direction and length of weights.
+
+Each is measured along training, on copies of the net, in training mode, with gradient descent without momentum.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+
+from homeostat import nn as hsnn
+from homeostat import seeds
+from homeostat.claims import draw
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, within
+from homeostat.claims.experiments import task_named
+from homeostat.doctor.curvature.sharpness import curvature
+from homeostat.errors import HomeostatError
+from homeostat.inference import Interval, mean_interval
+from homeostat.page.svg import Picture
+from homeostat.study.running.runner import Trial
+from homeostat.training.loop import fit
+from homeostat.training.models import build_model
+from homeostat.training.recipe import Recipe
+from homeostat.training.task import Task
+
+_TOLERANCE = 1e-9
+_NORMS = {"none": "without normalization", "batch": "batch normalization"}
+
+
+def ratio(first: pd.Series[float], second: pd.Series[float]) -> Interval:
+    """The geometric mean of first / second over the seeds where both are positive, with its 95 % interval."""
+    pairs = pd.concat([first, second], axis=1, join="inner").to_numpy(dtype=float)
+    logs = np.log(pairs[(pairs > 0).all(axis=1) & np.isfinite(pairs).all(axis=1)])
+    found = mean_interval(logs[:, 0] - logs[:, 1])
+    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high), df=found.df)
+
+
+def _geometric(runs: Runs, metric: str, **levels: str | float) -> pd.Series[float]:
+    """A metric by seed, its geometric mean over the trials with these levels; NaN where one of them has none."""
+    chosen = runs.where(**levels)
+    logs = np.log(chosen[metric].where(chosen[metric] > 0))
+    means: pd.Series[float] = np.exp(logs.groupby(chosen["seed"]).agg(lambda own: own.mean(skipna=False)))
+    return means
+
+
+def _unless_decided(word: Word) -> str:
+    return " More seeds would decide it." if word == "undecided" else ""
+
+
+def shift(
+    config: Mapping[str, Any],
+    seed: int,
+    trial: Trial | None = None,
+    *,
+    task: str,
+    recipe: Mapping[str, Any],
+    examples: int,
+) -> dict[str, float]:
+    """Internal covariate shift after every epoch, and its mean over them."""
+    known, settings = task_named(task), Recipe().varied({**recipe, **config})
+    model = build_model(known, settings, seed)
+    input, target = known.sample(examples)
+    rows: list[dict[str, float]] = []
+
+    def measure(row: dict[str, float]) -> None:
+        rows.append(_shift(model, input, target, known, settings.learning_rate))
+        if trial is not None:
+            trial.report(int(row["epoch"]), train_loss=row["train_loss"], **rows[-1])
+
+    found = fit(known, settings, seed, model=model, on_epoch=measure)
+    table = pd.DataFrame(rows)
+    return {
+        **found.metrics,
+        "shift": float(np.exp(np.log(table["shift"]).mean(skipna=False))),
+        "inputs": float(np.exp(np.log(table["inputs"]).mean(skipna=False))),
+        "cosine": float(table["cosine"].mean(skipna=False)),
+    }
+
+
+def _shift(model: nn.Module, input: Tensor, target: Tensor, task: Task, lr: float) -> dict[str, float]:
+    """What one step of gradient descent does to the layers after the first, by the step of those before them.
+
+    Returns: shift, how much the gradient of a layer's weight changes, relative to it, and the cosine between both;
+        inputs, how far the means of a layer's inputs move, relative to their deviation. Means over the layers.
+    """
+    moved, loss_fn = copy.deepcopy(model).train(), task.loss_function()
+    device = next(moved.parameters()).device
+    input, target = input.to(device), target.to(device)
+    parameters = list(moved.parameters())
+    before = _inputs(moved, input)
+    gradients = torch.autograd.grad(loss_fn(moved(input), target), parameters)
+    shifts, cosines = [], []
+    for place, (parameter, old) in enumerate(zip(parameters, gradients, strict=True)):
+        if place and parameter.ndim > 1:
+            (new,) = torch.autograd.grad(loss_fn(moved(input), target), parameter)
+            shifts.append(float((new - old).norm() / old.norm()))
+            cosines.append(float(torch.cosine_similarity(new.flatten(), old.flatten(), dim=0)))
+        with torch.no_grad():
+            parameter.sub_(lr * old)
+    after = _inputs(moved, input)
+    moves = [
+        float((new.mean(0) - old.mean(0)).norm() / old.std(0).norm()) for new, old in zip(after, before, strict=True)
+    ]
+    return {"shift": float(np.mean(shifts)), "cosine": float(np.mean(cosines)), "inputs": float(np.mean(moves))}
+
+
+def _inputs(model: nn.Module, input: Tensor) -> list[Tensor]:
+    """What the linear and convolution layers after the first are given, one row per example."""
+    found: list[Tensor] = []
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][1:]
+    hooks = [layer.register_forward_pre_hook(lambda _, given: found.append(given[0].flatten(1))) for layer in layers]
+    with torch.no_grad():
+        model(input)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _judge_shift(runs: Runs) -> Verdict:
+    changed = ratio(_geometric(runs, "shift", norm="batch"), _geometric(runs, "shift", norm="none"))
+    moved = ratio(_geometric(runs, "inputs", norm="batch"), _geometric(runs, "inputs", norm="none"))
+    cosines = {norm: runs.where(norm=norm)["cosine"].mean() for norm in _NORMS}
+    rates = {
+        lr: ratio(_geometric(runs, "shift", norm="batch", lr=lr), _geometric(runs, "shift", norm="none", lr=lr))
+        for lr in runs.trials["lr"].unique()
+    }
+    told = ", ".join(f"{found.estimate:.2f} at a learning rate of {lr:g}" for lr, found in rates.items())
+    word = decided(changed, 0.9)
+    return Verdict(
+        word,
+        f"{changed.estimate:.2f} times the shift [{changed.low:.2f}, {changed.high:.2f}]",
+        f"That is the change of a layer's gradient by the step of the layers before it, with batch normalization over "
+        f"without: {told}. The cosine between both gradients is {cosines['batch']:.2f} with it, {cosines['none']:.2f} "
+        f"without. The means of the layers' inputs move {moved.estimate:.2g} times as far "
+        f"[{moved.low:.2g}, {moved.high:.2g}].{_unless_decided(word)}",
+    )
+
+
+def _by_rate(curves: pd.DataFrame) -> pd.DataFrame:
+    names = curves["norm"].map({"none": "plain", "batch": "normalized"})
+    return curves.assign(line=names + ", rate " + curves["lr"].map("{:g}".format))
+
+
+def _draw_shift(runs: Runs) -> Picture:
+    return draw.courses(
+        _by_rate(runs.curves), "epoch", "shift", "line", across="epoch", up="change of a layer's gradient, relative",
+        log="y", alt="Change of a layer's gradient by the step of the layers before it, over training, with batch "
+        "normalization and without, at two learning rates.",
+    )  # fmt: skip
+
+
+def smoothness(
+    config: Mapping[str, Any],
+    seed: int,
+    trial: Trial | None = None,
+    *,
+    task: str,
+    recipe: Mapping[str, Any],
+    examples: int,
+    every: int,
+) -> dict[str, float]:
+    """Sharpness along full-batch gradient descent on the squared error of few examples; its limit is 2 / rate."""
+    known, settings = _squared(task, examples), Recipe().varied({**recipe, **config, "batch_size": "full"})
+    model = build_model(known, settings, seed)
+    input, target = known.sample(examples)
+    rows: list[dict[str, float]] = []
+
+    def measure(row: dict[str, float]) -> None:
+        step = int(row["epoch"]) + 1
+        if step % every == 0 or step == 0:
+            rows.append({"loss": row["train_loss"], **_sharpness(model, input, target, settings.learning_rate)})
+            if trial is not None:
+                trial.report(step, **rows[-1])
+
+    measure({"epoch": -1.0, "train_loss": math.nan})
+    found = fit(known, settings, seed, model=model, on_epoch=measure)
+    table = pd.DataFrame(rows)
+    late = table.iloc[-(len(table) // 2) :].mean(skipna=False)
+    return {
+        **found.metrics,
+        "initial": float(table["sharpness"].iloc[0]),
+        "late": float(late["sharpness"]),
+        "ratio": float(late["ratio"]),
+        "along": float(late["along"]),
+    }
+
+
+def _squared(task: str, examples: int) -> Task:
+    """The first examples of a task of classes, with the squared distance from a one as loss."""
+    known = task_named(task)
+    parts = (source.head(examples) for source in (known.train, known.valid, known.test))
+    data = [(x, functional.one_hot(y, known.outputs).float()) for x, y in parts]
+    return Task(data=data, loss="mse", name=f"{task}-squared", default_model="mlp")
+
+
+def _sharpness(model: nn.Module, input: Tensor, target: Tensor, lr: float) -> dict[str, float]:
+    """The sharpness, its ratio to the limit, and the range of the loss along up to four steps, relative to it."""
+    device = next(model.parameters()).device
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    batch = (input.to(device), target.to(device))
+    try:
+        seen = curvature(
+            model, batch, loss_fn=nn.MSELoss(), optimizer=optimizer, tolerance=1e-2, max_iterations=40
+        )  # fmt: skip
+    except HomeostatError:  # it diverged: loss or gradient are not finite
+        return dict.fromkeys(("sharpness", "ratio", "along"), math.nan)
+    losses = [loss for _, loss in seen.losses]
+    return {"sharpness": seen.sharpness, "ratio": seen.ratio, "along": (max(losses) - min(losses)) / seen.loss}
+
+
+def _judge_smoothness(runs: Runs) -> Verdict:
+    smoother = ratio(_geometric(runs, "late", norm="none"), _geometric(runs, "late", norm="batch"))
+    first = ratio(_geometric(runs, "initial", norm="none"), _geometric(runs, "initial", norm="batch"))
+    along = ratio(_geometric(runs, "along", norm="none"), _geometric(runs, "along", norm="batch"))
+    edge = {norm: mean_interval(runs.where(norm=norm)["ratio"].dropna().to_numpy()) for norm in _NORMS}
+    word = decided(smoother, 1.25)
+    return Verdict(
+        word,
+        f"{smoother.estimate:.2f} times as sharp without [{smoother.low:.2f}, {smoother.high:.2f}]",
+        f"In the second half of training the sharpness is {edge['none'].estimate:.2f} times 2/η without and "
+        f"{edge['batch'].estimate:.2f} times with batch normalization. At the start it is {first.estimate:.2f} times "
+        f"as large without as with it; the loss along the step varies {along.estimate:.2f} times as much."
+        f"{_unless_decided(word)}",
+    )
+
+
+def _draw_smoothness(runs: Runs) -> Picture:
+    return draw.courses(
+        _by_rate(runs.curves), "epoch", "ratio", "line", across="step of gradient descent",
+        up="sharpness over 2 / learning rate", line=1.0, log="y",
+        alt="Sharpness over its limit along gradient descent, with batch normalization and without, at two rates.",
+    )  # fmt: skip
+
+
+def direction_length(config: Mapping[str, Any], seed: int, *, task: str, steps: int, lr: float) -> dict[str, float]:
+    """What gradient descent does to the weights of a layer of 32 tanh units, in float64.
+
+    Returns: radial, the largest cosine between a unit's weights and their gradient; growth, by how much the squared
+        length deviates from that before plus that of the step; scaled, by how much the loss changes where weights are
+        made longer or shorter, unit by unit; loss, after the last step.
+    """
+    known = task_named(task)
+    input, target = known.sample(256)
+    given = input.flatten(1).double()
+    with seeds.isolated(seed, "claim", "bn-direction-length"):
+        hidden, readout = nn.Linear(given.shape[1], 32, bias=False), nn.Linear(32, known.outputs)
+        factors = torch.empty(32, 1, dtype=torch.float64).uniform_(0.1, 10.0)
+    norm = hsnn.BatchNorm1d(32, eps=1e-30, track_running_stats=False) if config["norm"] == "batch" else nn.Identity()
+    model = nn.Sequential(hidden, norm, nn.Tanh(), readout).double()
+    weight: Tensor = hidden.weight
+    if config["norm"] == "weight":
+        weight = weight_norm(hidden).parametrizations["weight"].original1
+    parameters = list(model.parameters())
+    radial = growth = 0.0
+    for _ in range(steps):
+        gradients = torch.autograd.grad(functional.cross_entropy(model(given), target), parameters)
+        before = weight.detach().clone()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.data.sub_(lr * gradient)
+            if parameter is weight:
+                radial = max(radial, float(torch.cosine_similarity(gradient, before, dim=1).abs().max()))
+                wanted = before.square().sum(1) + lr**2 * gradient.square().sum(1)
+                growth = max(growth, float((weight.detach().square().sum(1) / wanted - 1).abs().max()))
+    with torch.no_grad():
+        loss = float(functional.cross_entropy(model(given), target))
+        weight.mul_(factors)
+        changed = float(functional.cross_entropy(model(given), target))
+    return {"radial": radial, "growth": growth, "scaled": abs(changed - loss) / loss, "loss": loss}
+
+
+def _judge_direction_length(runs: Runs) -> Verdict:
+    normalized = runs.where(norm="batch")[["radial", "growth", "scaled"]].max(axis=1)
+    plain = runs.where(norm="none")["radial"]
+    losses = {norm: runs.where(norm=norm)["loss"].mean() for norm in ("none", "weight", "batch")}
+    return Verdict(
+        all_of([within(normalized, _TOLERANCE), "holds" if bool((plain > 0.01).all()) else "fails"]),
+        f"largest error {normalized.max():.1e}",
+        f"With batch normalization gradients only turn the weights of a unit; without, their cosine with the weights "
+        f"goes up to {plain.max():.2f}. After the same steps the loss is {losses['none']:.3f} without, "
+        f"{losses['weight']:.3f} with direction and length as parameters of their own, {losses['batch']:.3f} with "
+        f"batch normalization.",
+    )
+
+
+_PLAIN = {"model": "mlp", "optimizer": "sgd", "momentum": 0.0}
+
+CLAIMS = (
+    Claim(
+        id="bn-shift",
+        sentence="Batch normalization was originally proposed to mitigate the internal covariate shift; later it was "
+        "proved to not reduce it.",
+        source="000, Batch normalization; 001, Why does Batchnorm work?; 002, BatchNorm: An illustrative example",
+        hypothesis="The step of the layers before a layer changes its gradient at least as much with batch "
+        "normalization as without, relative to the gradient (Santurkar et al.'s definition).",
+        criterion="Holds if the change with batch normalization is not more than a tenth smaller at the same learning "
+        "rates: the whole interval of the ratio lies above 0.9; fails if it lies below 0.9.",
+        experiment=shift,
+        judge=_judge_shift,
+        draw=_draw_shift,
+        quick=Setup(
+            "digits, 1,078 examples; 3×100 units, 12 epochs, two learning rates",
+            {"norm": ["none", "batch"], "lr": [0.03, 0.3]}, 10,
+            {"task": "digits", "examples": 512, "recipe": {**_PLAIN, "widths": "100x100x100", "epochs": 12}},
+        ),
+        full=Setup(
+            "CIFAR-10; a convolutional net of three layers, 10 epochs, two learning rates",
+            {"norm": ["none", "batch"], "lr": [0.03, 0.3]}, 5,
+            {"task": "cifar10", "examples": 512, "recipe": {**_PLAIN, "model": "cnn", "widths": "16x32x64",
+                                                            "epochs": 10}},
+        ),
+        literature="Santurkar et al. 2018 (VGG and a deep linear net on CIFAR-10): with batch normalization the "
+        "gradients change as much or more; and noise that brings the shift back does not slow training. Ioffe & "
+        "Szegedy 2015 meant the distributions of the layers' inputs, which is measured here too.",
+    ),
+    Claim(
+        id="bn-smoothness",
+        sentence="Learning over smooth landscapes is more stable and faster; batch normalization makes the "
+        "optimization landscape significantly smoother. Against it: the sharpness hovers right at (or just above) 2/η "
+        "when both BN and non-BN networks are trained using gradient descent at reasonable step sizes.",
+        source="001, Why does Batchnorm work?; 002, BatchNorm: An illustrative example",
+        hypothesis="Along full-batch gradient descent at the same learning rate, the loss is less sharp with batch "
+        "normalization.",
+        criterion="Holds if in the second half of training the largest eigenvalue of the Hessian is at least 1.25 "
+        "times as large without batch normalization, the whole interval; fails if the whole interval lies below 1.25.",
+        experiment=smoothness,
+        judge=_judge_smoothness,
+        draw=_draw_smoothness,
+        quick=Setup(
+            "digits, 300 examples, squared error; 2×50 tanh units, 400 steps, two learning rates",
+            {"norm": ["none", "batch"], "lr": [0.3, 0.6]}, 5,
+            {
+                "task": "digits", "examples": 300, "every": 40,
+                "recipe": {**_PLAIN, "activation": "tanh", "widths": "50x50", "epochs": 400},
+            },
+        ),
+        full=Setup(
+            "CIFAR-10, 1,000 examples, squared error; 2×200 tanh units, 3,000 steps, two learning rates",
+            {"norm": ["none", "batch"], "lr": [0.1, 0.3]}, 5,
+            {
+                "task": "cifar10", "examples": 1000, "every": 150,
+                "recipe": {**_PLAIN, "activation": "tanh", "widths": "200x200", "epochs": 3000},
+            },
+        ),
+        literature="Santurkar et al. 2018: along the steps of a VGG net's stochastic gradient descent the loss and its "
+        "gradient vary less with batch normalization. Cohen et al. 2021 (appendix K.1): with full-batch gradient "
+        "descent the sharpness of VGG nets is at 2/η both with and without.",
+    ),
+    Claim(
+        id="bn-direction-length",
+        sentence="It makes the learning problem easier by decoupling the problems of estimation of direction and "
+        "magnitude of the weight vector. Direction of the weight vector is learned separately from its size.",
+        source="001, Why does Batchnorm work?",
+        hypothesis="Before batch normalization a unit's gradient is orthogonal to its weights and their length has no "
+        "effect on the loss: steps learn the direction, and γ alone the size. Without it neither is so.",
+        criterion=f"Holds if with batch normalization the cosines, the deviations of the length from that of "
+        f"orthogonal steps and the changes of the loss by other lengths are at most {_TOLERANCE:g} in every run, and "
+        "without it the largest cosine of every run is above 0.01; fails otherwise.",
+        experiment=direction_length,
+        judge=_judge_direction_length,
+        draw=lambda runs: draw.levels(
+            runs.trials, "norm", "radial", log=True,
+            across="largest cosine between a unit's weights and their gradient",
+            alt="Largest cosine between weights and their gradients: rounding where direction and length are apart.",
+            names={**_NORMS, "weight": "weight normalization"},
+        ),
+        quick=Setup(
+            "digits, 256 examples in float64; a layer of 32 units, 100 steps of gradient descent",
+            {"norm": ["none", "weight", "batch"]}, 10, {"task": "digits", "steps": 100, "lr": 0.5},
+        ),
+        full=Setup(
+            "MNIST, 256 examples in float64; a layer of 32 units, 1,000 steps of gradient descent",
+            {"norm": ["none", "weight", "batch"]}, 30, {"task": "mnist", "steps": 1000, "lr": 0.5},
+        ),
+        literature="Kohler et al. 2019 prove exponential convergence for least squares and halfspaces of Gaussian "
+        "data, not for deep nets. Salimans & Kingma 2016 decouple both without statistics of batches.",
+    ),
+)  # fmt: skip
