@@ -49,6 +49,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/corruptions.py
 	$(BIN)/python benchmarks/adaptation.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/lanes.py
+	$(BIN)/python benchmarks/thousand.py
+	$(BIN)/python benchmarks/fewer_trials.py
 	$(BIN)/python benchmarks/crashes.py
 	$(BIN)/python benchmarks/intervals.py
 	$(BIN)/python benchmarks/sequential.py
