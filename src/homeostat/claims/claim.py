@@ -70,12 +70,17 @@ class Runs:
         """The trials with these levels."""
         return _where(self.trials, levels)
 
-    def values(self, metric: str, **levels: Level) -> pd.Series[float]:
-        """A metric by seed, the mean over the trials with these levels under each; what is not finite is left out.
+    def by_seed(self, metric: str, **levels: Level) -> pd.Series[float]:
+        """A metric by seed, the mean over the trials with these levels under each; what is not finite is left out."""
+        own = self.where(**levels)
+        return own[np.isfinite(own[metric].astype(float))].groupby("seed")[metric].mean()
 
-        Raises: InvalidValue where no trial has it.
+    def values(self, metric: str, **levels: Level) -> pd.Series[float]:
+        """The same where there has to be a value.
+
+        Raises: InvalidValue where no trial has one.
         """
-        found = self._by_seed(metric, levels)
+        found = self.by_seed(metric, **levels)
         if found.empty:
             raise invalid("Runs.values", "levels", f"be those of trials with a finite {metric}", dict(levels))
         return found
@@ -86,12 +91,8 @@ class Runs:
 
     def difference(self, metric: str, first: Mapping[str, Level], second: Mapping[str, Level]) -> Interval:
         """Mean of first minus second over the seeds that both have, paired, with its 95 % interval; NaN for none."""
-        sides = [self._by_seed(metric, levels) for levels in (first, second)]
+        sides = [self.by_seed(metric, **levels) for levels in (first, second)]
         return paired_interval(*np.asarray(pd.concat(sides, axis=1, join="inner"), dtype=float).T)
-
-    def _by_seed(self, metric: str, levels: Mapping[str, Level]) -> pd.Series[float]:
-        own = self.where(**levels)
-        return own[np.isfinite(own[metric].astype(float))].groupby("seed")[metric].mean()
 
 
 def _where(frame: pd.DataFrame, levels: Mapping[str, Level]) -> pd.DataFrame:
@@ -142,6 +143,54 @@ def decided(interval: Interval, threshold: float = 0.0) -> Word:
     if interval.low > threshold:
         return "holds"
     return "fails" if interval.high < threshold else "undecided"
+
+
+def inside(interval: Interval, low: float, high: float) -> Word:
+    """Whether a number lies within bounds: "holds" with its whole interval in them, "fails" with none of it.
+
+    Example:
+        >>> inside(Interval(1.0, 0.9, 1.1), 0.8, 1.2), inside(Interval(1.0, 0.5, 1.1), 0.8, 1.2)
+        ('holds', 'undecided')
+    """
+    if low <= interval.low and interval.high <= high:
+        return "holds"
+    return "fails" if interval.low > high or interval.high < low else "undecided"
+
+
+def near(interval: Interval, margin: float) -> Word:
+    """Whether a number is zero to within a margin."""
+    return inside(interval, -margin, margin)
+
+
+def more(word: Word, *intervals: Interval, threshold: float = 0.0) -> str:
+    """What would decide an undecided verdict: with how many seeds these intervals would not hold the threshold.
+
+    Example:
+        >>> more("undecided", Interval(1.0, -1.0, 3.0, df=4))
+        ' With this estimate and spread, about 20 seeds would decide it.'
+        >>> more("holds", Interval(1.0, 0.5, 1.5))
+        ''
+    """
+    if word != "undecided":
+        return ""
+    seeds = 0.0
+    for each in intervals:
+        if decided(each, threshold) == "undecided":
+            distance, half = abs(each.estimate - threshold), (each.high - each.low) / 2
+            seeds = max(seeds, (each.df + 1) * (half / distance) ** 2) if distance and np.isfinite(half) else np.inf
+    if not 0 < seeds < 1000:
+        return " More seeds would decide it."
+    return f" With this estimate and spread, about {seeds:.0f} seeds would decide it."
+
+
+def said(word: Word, number: str, says: str) -> Verdict:
+    """A verdict that ends, where it is open, with what would decide it."""
+    return Verdict(word, number, says + more(word))
+
+
+def finite_mean(values: pd.Series[float]) -> Interval:
+    """The mean of what is finite, with its interval."""
+    return mean_interval(values[np.isfinite(values)].to_numpy(dtype=float))
 
 
 def all_of(words: Sequence[Word]) -> Word:

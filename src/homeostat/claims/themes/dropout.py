@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -21,41 +19,13 @@ from torch import Tensor, nn
 from homeostat import nn as hsnn
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, within
-from homeostat.errors import InvalidValue
-from homeostat.inference import Interval, mean_interval
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, finite_mean, more, within
 from homeostat.page.svg import Picture
 from homeostat.parts.dropout import absorb_dropout_scale_, set_p_
 from homeostat.parts.ensemble import enumerate_masks
 from homeostat.training.task import Task
 
 _TOLERANCE = 1e-9
-
-
-def measured(runs: Runs, metric: str, **levels: Any) -> pd.Series[float]:
-    """A metric by seed, as `Runs.values` gives it; empty where every trial with these levels diverged."""
-    try:
-        return runs.values(metric, **levels)
-    except InvalidValue:
-        return pd.Series(dtype=float)
-
-
-def interval(values: pd.Series[float]) -> Interval:
-    """The mean over the seeds that have a finite value, with its interval."""
-    return mean_interval(values[np.isfinite(values)].to_numpy())
-
-
-def enough(word: Word, found: Interval, threshold: float = 0.0) -> str:
-    """What would decide an undecided verdict: how many seeds; nothing where it is decided."""
-    if word != "undecided":
-        return ""
-    distance, half = abs(found.estimate - threshold), (found.high - found.low) / 2
-    if not math.isfinite(half) or distance == 0:
-        return " More seeds would decide it."
-    seeds_needed = (found.df + 1) * (half / distance) ** 2
-    if seeds_needed > 1000:
-        return " More than 1,000 seeds of this spread would decide it; data that are harder to fit, sooner."
-    return f" With this estimate and spread, about {seeds_needed:.0f} seeds would decide it."
 
 
 def few(name: str, examples: int | None, seed: int) -> Task:
@@ -243,7 +213,7 @@ def _gradient_bias(p: float, generator: torch.Generator) -> float:
 
 def _judge_sum(runs: Runs) -> Verdict:
     exact = runs.trials[["dropout_mean", "batch_mean", "dropout_variance", "batch_variance"]].max(axis=1)
-    drawn = interval(runs.trials.groupby("seed")["drawn"].mean())
+    drawn = finite_mean(runs.trials.groupby("seed")["drawn"].mean())
     apart = drawn.high < 0.95 or drawn.low > 1.05
     layer: Word = "fails" if apart else "holds" if drawn.low > 0.95 and drawn.high < 1.05 else "undecided"
     bias = runs.trials.groupby("p")["gradient_bias"].median()
@@ -254,7 +224,7 @@ def _judge_sum(runs: Runs) -> Verdict:
         f"Over all masks and all batches, means and variances are off by {exact.max():.1e} at most. Dropout's variance "
         f"counts squares, a batch's squared deviations from the mean. Behind a nonlinearity and a loss the likeness "
         f"ends: the mean gradient over all masks differs from the one without dropout by {grows} (medians)."
-        + enough(layer, drawn, 0.95),
+        + more(layer, drawn, threshold=0.95),
     )
 
 

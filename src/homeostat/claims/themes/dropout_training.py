@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, points
-from homeostat.claims.themes.dropout import enough, few, interval, measured
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, finite_mean, more, points
+from homeostat.claims.themes.dropout import few
 from homeostat.page.svg import Picture
 from homeostat.parts.dropout import drops, set_p_
 from homeostat.parts.population import update_statistics_
@@ -34,18 +34,18 @@ def regression(config: Mapping[str, Any], seed: int, *, recipe: Mapping[str, Any
 
 
 def _judge_regression(runs: Runs) -> Verdict:
-    valid = {p: measured(runs, "valid_rmse", dropout=p).mean() for p in runs.trials["dropout"].unique() if p > 0}
+    valid = {p: runs.by_seed("valid_rmse", dropout=p).mean() for p in runs.trials["dropout"].unique() if p > 0}
     chosen = float(min(valid, key=lambda p: np.nan_to_num(valid[p], nan=np.inf)))
-    plain, dropped = (measured(runs, "test_rmse", dropout=p) for p in (0.0, chosen))
-    gap = interval(plain - dropped)
+    plain, dropped = (runs.by_seed("test_rmse", dropout=p) for p in (0.0, chosen))
+    gap = finite_mean(plain - dropped)
     word = decided(gap)
     return Verdict(
         word,
         f"test error lower by {gap.estimate:.3f} [{gap.low:.3f}, {gap.high:.3f}]".replace("-", "−"),
         f"Root mean squared error {plain.mean():.3f} without and {dropped.mean():.3f} with dropout of {chosen:g}, the "
         f"best on validation data; the noise alone is 0.3. On the twenty training points it is "
-        f"{measured(runs, 'train_rmse', dropout=0.0).mean():.3f} and "
-        f"{measured(runs, 'train_rmse', dropout=chosen).mean():.3f}." + enough(word, gap),
+        f"{runs.by_seed('train_rmse', dropout=0.0).mean():.3f} and "
+        f"{runs.by_seed('train_rmse', dropout=chosen).mean():.3f}." + more(word, gap),
     )
 
 
@@ -90,9 +90,9 @@ _MEASURES = ("correlation", "covariance", "silent", "activation", "accuracy")
 
 
 def _judge_features(runs: Runs) -> Verdict:
-    without, dropped = ({name: measured(runs, name, dropout=p) for name in _MEASURES} for p in (0.0, 0.5))
-    looser = interval(without["correlation"] - dropped["correlation"])
-    sparser = interval(dropped["silent"] - without["silent"])
+    without, dropped = ({name: runs.by_seed(name, dropout=p) for name in _MEASURES} for p in (0.0, 0.5))
+    looser = finite_mean(without["correlation"] - dropped["correlation"])
+    sparser = finite_mean(dropped["silent"] - without["silent"])
     words = [decided(looser), decided(sparser)]
     word = all_of(words)
     asked = looser if words[0] == "undecided" else sparser
@@ -105,7 +105,7 @@ def _judge_features(runs: Runs) -> Verdict:
         f"{dropped['covariance'].mean():.3g}; units are silent for {without['silent'].mean():.0%} and "
         f"{dropped['silent'].mean():.0%} of the examples, and their mean activation is "
         f"{without['activation'].mean():.2f} and {dropped['activation'].mean():.2f}. Test accuracy with dropout: "
-        f"{points(interval(dropped['accuracy'] - without['accuracy']))}." + enough(word, asked),
+        f"{points(finite_mean(dropped['accuracy'] - without['accuracy']))}." + more(word, asked),
     )
 
 
@@ -137,18 +137,18 @@ def connections(
 
 
 def _judge_connections(runs: Runs) -> Verdict:
-    nothing, units, weights = (measured(runs, "accuracy", dropped=what) for what in _DROPPED)
-    gains = [interval(weights - nothing), interval(units - nothing)]
+    nothing, units, weights = (runs.by_seed("accuracy", dropped=what) for what in _DROPPED)
+    gains = [finite_mean(weights - nothing), finite_mean(units - nothing)]
     words: list[Word] = [decided(gain) for gain in gains]
     word = all_of(words)
     asked = gains[0] if words[0] == "undecided" else gains[1]
-    between = interval(weights - units)
+    between = finite_mean(weights - units)
     ahead = {"holds": "DropConnect is ahead", "fails": "dropout is ahead", "undecided": "undecided"}[decided(between)]
     return Verdict(
         word,
         f"DropConnect {points(gains[0])}, dropout {points(gains[1])}",
         f"Against nothing dropped, with a test accuracy of {nothing.mean():.1%}. DropConnect against dropout: "
-        f"{points(between)}, {ahead}." + enough(word, asked),
+        f"{points(between)}, {ahead}." + more(word, asked),
     )
 
 
@@ -185,13 +185,13 @@ def with_norm(
 
 def _judge_norm(runs: Runs) -> Verdict:
     def gain(norm: str, place: str = "between") -> pd.Series[float]:
-        first, second = (measured(runs, "accuracy", norm=norm, place=each) for each in (place, "nowhere"))
+        first, second = (runs.by_seed("accuracy", norm=norm, place=each) for each in (place, "nowhere"))
         return first - second
 
-    shift = interval(measured(runs, "shift", norm="batch", place="between"))
-    poorer = interval(gain("none") - gain("batch"))
-    as_trained = measured(runs, "accuracy", norm="batch", place="between")
-    cured = interval(measured(runs, "remeasured", norm="batch", place="between") - as_trained)
+    shift = finite_mean(runs.by_seed("shift", norm="batch", place="between"))
+    poorer = finite_mean(gain("none") - gain("batch"))
+    as_trained = runs.by_seed("accuracy", norm="batch", place="between")
+    cured = finite_mean(runs.by_seed("remeasured", norm="batch", place="between") - as_trained)
     parts = [(shift, 1.0), (poorer, 0.0), (cured, 0.0)]
     words = [decided(*part) for part in parts]
     word = all_of(words)
@@ -201,9 +201,9 @@ def _judge_norm(runs: Runs) -> Verdict:
         f"{points(poorer)} less to gain",
         f"With dropout in front, the variance is {shift.estimate:.2f} times as large [{shift.low:.2f}, "
         f"{shift.high:.2f}] in training as at test time; measuring the statistics again changes the test accuracy by "
-        f"{points(cured)}. Dropout between the layers changes it by {points(interval(gain('none')))} without "
-        f"normalization and by {points(interval(gain('batch')))} with batch normalization; only behind the last one, "
-        f"by {points(interval(gain('batch', 'behind')))}." + enough(word, *asked),
+        f"{points(cured)}. Dropout between the layers changes it by {points(finite_mean(gain('none')))} without "
+        f"normalization and by {points(finite_mean(gain('batch')))} with batch normalization; only behind the last "
+        f"one, by {points(finite_mean(gain('batch', 'behind')))}." + more(word, asked[0], threshold=asked[1]),
     )
 
 

@@ -13,15 +13,10 @@ import numpy as np
 import pandas as pd
 
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, said
 from homeostat.claims.experiments import fitted, task_named
 from homeostat.inference import Interval, mean_interval
 from homeostat.training.datasets import load_task
-
-
-def _verdict(word: Word, number: str, says: str) -> Verdict:
-    more = " An interval reaches across its bound: more seeds would decide it." if word == "undecided" else ""
-    return Verdict(word, number, says + more)
 
 
 def stopped(
@@ -49,7 +44,7 @@ def _judge_stopped(runs: Runs) -> Verdict:
         for rule in rules
     )
     overall = interval(pd.concat([logs["none"] - logs[rule] for rule in rules], axis=1).mean(axis=1))
-    return _verdict(
+    return said(
         all_of([decided(gain) for gain in gains.values()]),
         f"{_less(overall)} test loss",
         f"Against the last of {epochs['none']:.0f} epochs, test loss and time: {each}.",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, points
-from homeostat.claims.themes.optimization import needed, part_of
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, points
+from homeostat.claims.themes.optimization import part_of
 from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.study.running.runner import Trial
@@ -205,7 +205,7 @@ def _judge_entangled(runs: Runs) -> Verdict:
         f"{crop:+.1f} points and decay by {decay:+.1f}. Interactions, for all five at once: "
         + "; ".join(f"{name} {points(each)}" for name, each in found.items())
         + "."
-        + needed(word, found[clearest]),
+        + more(word, found[clearest]),
     )
 
 

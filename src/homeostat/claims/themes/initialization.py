@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, points, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, inside, points, within
 from homeostat.inference import Interval, mean_interval
 from homeostat.parts import init
 from homeostat.training.loop import fit
@@ -110,20 +110,13 @@ def _judge_depth(runs: Runs) -> Verdict:
         bases[scale] = mean_interval(np.exp(slopes) / scale)
     widest = max(bases.values(), key=lambda found: abs(found.estimate - 1))
     return Verdict(
-        all_of([within(single["error"], 1e-9), *(_inside(found, 0.95, 1.05) for found in bases.values())]),
+        all_of([within(single["error"], 1e-9), *(inside(found, 0.95, 1.05) for found in bases.values())]),
         f"a factor of {_shown(widest)} times S per layer",
         f"For 1×1 matrices the gradients are S^(m-1) up to {single['error'].max():.1e}. For random matrices with "
         "entries of variance S²/n the norm grows per layer by "
         + ", ".join(f"{scale * found.estimate:.2f} (S = {scale:g})" for scale, found in bases.items())
         + ".",
     )
-
-
-def _inside(interval: Interval, low: float, high: float) -> Word:
-    """Whether a number lies within bounds: "holds" with its whole interval, "fails" with none of it."""
-    if interval.low >= low and interval.high <= high:
-        return "holds"
-    return "fails" if interval.low > high or interval.high < low else "undecided"
 
 
 def _shown(interval: Interval) -> str:
@@ -174,7 +167,7 @@ def _judge_fans(runs: Runs) -> Verdict:
         for way, right, wrong in (("forward", "fan_in", "fan_out"), ("backward", "fan_out", "fan_in")):
             for fan in (right, wrong):
                 found = _root(runs.mean(way, shape=shape, fan=fan), steps)
-                kept = _inside(found, 0.9, 1.1)
+                kept = inside(found, 0.9, 1.1)
                 words.append(kept if fan == right else _other(kept))
                 factors[shape, way, fan] = found
             average = {"shape": shape, "fan": "fan_avg"}

@@ -58,7 +58,7 @@ def _judge_variance(runs: Runs) -> Verdict:
         word = "fails" if works < 0.5 or max(poor.values()) > 0.5 or lost < 0.5 else "undecided"
     rescued = [f"c = {c:g} at a rate of {rate:g}" for (c, rate), share in poor.items() if share > 0]
     also = f"Some runs learn with {' and with '.join(rescued)}." if rescued else "No other rate tried helps them."
-    gained = _difference(runs, "test_accuracy", {"c": 2.0, "lr": best}, {"c": 1.0, "lr": best})
+    gained = runs.difference("test_accuracy", {"c": 2.0, "lr": best}, {"c": 1.0, "lr": best})
     one, two = (_percent(runs, "test_accuracy", c=c, lr=best) for c in (1.0, 2.0))
     return Verdict(
         word,
@@ -71,13 +71,6 @@ def _judge_variance(runs: Runs) -> Verdict:
 def _percent(runs: Runs, metric: str, **levels: Level) -> str:
     accuracy = runs.where(**levels)[metric].mean()
     return "none" if math.isnan(accuracy) else f"{accuracy:.0%}"
-
-
-def _difference(runs: Runs, metric: str, first: Mapping[str, Level], second: Mapping[str, Level]) -> Interval:
-    """As `runs.difference`; NaN where all runs of one have none."""
-    if any(runs.where(**levels)[metric].isna().all() for levels in (first, second)):
-        return NO_INTERVAL
-    return runs.difference(metric, first, second)
 
 
 def persistence(
@@ -177,7 +170,7 @@ def _judge_activation(runs: Runs) -> Verdict:
     ):
         best = {scheme: _best_rate(runs, "mean_accuracy", activation=name, init=scheme) for scheme in (suited, other)}
         levels = [{"activation": name, "init": scheme, "lr": rate} for scheme, rate in best.items()]
-        found[name] = NO_INTERVAL if None in best.values() else _difference(runs, "mean_accuracy", *levels)
+        found[name] = NO_INTERVAL if None in best.values() else runs.difference("mean_accuracy", *levels)
         reached = " and ".join(
             f"{_percent(runs, 'mean_accuracy', **each)} from {str(each['init']).split('_')[0].title()}"
             for each in levels

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, points, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, finite_mean, points, said, within
 from homeostat.claims.experiments import fitted, task_named, trained
-from homeostat.inference import Interval, mean_interval
+from homeostat.inference import Interval
 from homeostat.page.svg import Picture
 from homeostat.parts.adapt import BatchNormAdaptation, Tent, batch_norms
 from homeostat.parts.corrupt import corrupt
@@ -30,20 +30,6 @@ from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 
 _TOLERANCE = 1e-9
-
-
-def _by_seed(runs: Runs, metric: str, **levels: Any) -> pd.Series[float]:
-    """A metric by seed, the mean over the trials with these levels; empty where there is none."""
-    return runs.where(**levels).groupby("seed")[metric].mean()
-
-
-def _interval(values: pd.Series[float]) -> Interval:
-    return mean_interval(values[np.isfinite(values)].to_numpy(dtype=float))
-
-
-def _verdict(word: Word, number: str, says: str) -> Verdict:
-    more = " An interval reaches across its bound: more seeds would decide it." if word == "undecided" else ""
-    return Verdict(word, number, says + more)
 
 
 def _classes(predict: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
@@ -85,13 +71,16 @@ def _company(model: nn.Module, inputs: Tensor, size: int) -> float:
 def _judge_inference(runs: Runs) -> Verdict:
     company = runs.trials[["company_running", *(f"company_{each}" for each in ESTIMATORS)]].max(axis=1)
     usual = runs.setup.factors["momentum"][0]
-    means = {name: _by_seed(runs, f"accuracy_{name}", momentum=usual) for name in ("running", *ESTIMATORS)}
-    gain, pooled = (_interval(means["minibatch"] - means["running"]), _interval(means["pooled"] - means["minibatch"]))
+    means = {name: runs.by_seed(f"accuracy_{name}", momentum=usual) for name in ("running", *ESTIMATORS)}
+    gain, pooled = (
+        finite_mean(means["minibatch"] - means["running"]),
+        finite_mean(means["pooled"] - means["minibatch"]),
+    )
     cells = runs.trials["batch_size"].astype(str) + " with momentum " + runs.trials["momentum"].astype(str)
     gaps = (runs.trials["accuracy_minibatch"] - runs.trials["accuracy_running"]).groupby(cells).mean()
     most = str(gaps.abs().idxmax())
     shown = ", ".join(f"{name} {100 * each.mean():.1f} %" for name, each in means.items())
-    return _verdict(
+    return said(
         all_of([within(company, _TOLERANCE), decided(gain)]),
         points(gain),
         f"Test accuracy with momentum {usual:g}, mean over batch sizes: {shown}; pooled against minibatch "
@@ -166,14 +155,14 @@ def small_batches(config: Mapping[str, Any], seed: int, *, task: str, recipe: Ma
 
 def _judge_small_batches(runs: Runs) -> Verdict:
     def change(norm: str, kind: str) -> pd.Series[float]:
-        accuracy = (_by_seed(runs, "test_accuracy", norm=norm, parts=each) for each in (kind, _MANY))
+        accuracy = (runs.by_seed("test_accuracy", norm=norm, parts=each) for each in (kind, _MANY))
         return next(accuracy) - next(accuracy)
 
     batch, group = ({kind: change(norm, kind) for kind in (_FEW, _ALIKE)} for norm in _NORMS)
-    size, alike = (_interval(group[kind] - batch[kind]) for kind in (_FEW, _ALIKE))
-    shown = [points(_interval(each[kind])) for kind in (_FEW, _ALIKE) for each in (batch, group)]
-    return _verdict(
-        all_of([decided(size), decided(alike), decided(_interval(group[_FEW]), -0.01)]),
+    size, alike = (finite_mean(group[kind] - batch[kind]) for kind in (_FEW, _ALIKE))
+    shown = [points(finite_mean(each[kind])) for kind in (_FEW, _ALIKE) for each in (batch, group)]
+    return said(
+        all_of([decided(size), decided(alike), decided(finite_mean(group[_FEW]), -0.01)]),
         f"{points(size)} by size, {points(alike)} by correlation",
         f"From parts of 16 to parts of 2, test accuracy changes by {shown[0]} with batch and by {shown[1]} with group "
         f"normalization; to parts of 16 of one class by {shown[2]} and {shown[3]}.",
@@ -182,7 +171,7 @@ def _judge_small_batches(runs: Runs) -> Verdict:
 
 def _log_loss(runs: Runs, **levels: Any) -> pd.Series[float]:
     """log10 of the final training loss by seed."""
-    return _by_seed(runs, "train_loss", **levels).clip(lower=1e-12).map(np.log10)
+    return runs.by_seed("train_loss", **levels).clip(lower=1e-12).map(np.log10)
 
 
 def _best_rate(runs: Runs, norm: str) -> float:
@@ -198,13 +187,13 @@ def _best_rate(runs: Runs, norm: str) -> float:
 def _judge_layernorm(runs: Runs) -> Verdict:
     rates = {norm: _best_rate(runs, norm) for norm in ("none", "layer")}
     losses = {norm: _log_loss(runs, norm=norm, lr=rate) for norm, rate in rates.items()}
-    ratio = _interval(losses["layer"] - losses["none"])
-    means = {norm: 10 ** _interval(each).estimate for norm, each in losses.items()}
-    accuracy = _interval(
-        _by_seed(runs, "test_accuracy", norm="layer", lr=rates["layer"])
-        - _by_seed(runs, "test_accuracy", norm="none", lr=rates["none"])
+    ratio = finite_mean(losses["layer"] - losses["none"])
+    means = {norm: 10 ** finite_mean(each).estimate for norm, each in losses.items()}
+    accuracy = finite_mean(
+        runs.by_seed("test_accuracy", norm="layer", lr=rates["layer"])
+        - runs.by_seed("test_accuracy", norm="none", lr=rates["none"])
     )
-    return _verdict(
+    return said(
         decided(ratio),
         f"{10**ratio.estimate:.2g} times the training loss [{10**ratio.low:.2g}, {10**ratio.high:.2g}]",
         f"Each at its best learning rate, training ends at a loss of {means['none']:.2g} without normalization (rate "
@@ -237,8 +226,8 @@ def _judge_tent(runs: Runs) -> Verdict:
     corrupted = Runs(runs.trials[runs.trials["corruption"] != "none"], runs.curves, runs.setup)
 
     def apart(first: str, second: str, among: Runs, **levels: Any) -> Interval:
-        accuracies = (_by_seed(among, f"accuracy_{way}", **levels) for way in (first, second))
-        return _interval(next(accuracies) - next(accuracies))
+        accuracies = (among.by_seed(f"accuracy_{way}", **levels) for way in (first, second))
+        return finite_mean(next(accuracies) - next(accuracies))
 
     statistics, tent = (apart(way, "trained", corrupted) for way in ("statistics", "tent"))
     entropy, clean = apart("tent", "statistics", corrupted), apart("tent", "trained", runs, corruption="none")
@@ -246,7 +235,7 @@ def _judge_tent(runs: Runs) -> Verdict:
     names = [str(name) for name in dict.fromkeys(corrupted.trials["corruption"])]
     gains = (100 * apart("tent", "trained", corrupted, corruption=name).estimate for name in names)
     single = ", ".join(f"{name} {gain:+.1f}" for name, gain in zip(names, gains, strict=True)).replace("-", "−")
-    return _verdict(
+    return said(
         all_of([decided(statistics), decided(tent)]),
         points(tent),
         f"Over the network as trained Tent gains {single} points; on clean images {points(clean)}. The test "

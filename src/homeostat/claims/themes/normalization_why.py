@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from homeostat import nn as hsnn
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, more, within
 from homeostat.claims.experiments import task_named
 from homeostat.doctor.curvature.sharpness import curvature
 from homeostat.errors import HomeostatError
@@ -50,10 +50,6 @@ def _geometric(runs: Runs, metric: str, **levels: str | float) -> pd.Series[floa
     logs = np.log(chosen[metric].where(chosen[metric] > 0))
     means: pd.Series[float] = np.exp(logs.groupby(chosen["seed"]).agg(lambda own: own.mean(skipna=False)))
     return means
-
-
-def _unless_decided(word: Word) -> str:
-    return " More seeds would decide it." if word == "undecided" else ""
 
 
 def shift(
@@ -141,7 +137,7 @@ def _judge_shift(runs: Runs) -> Verdict:
         f"That is the change of a layer's gradient by the step of the layers before it, with batch normalization over "
         f"without: {told}. The cosine between both gradients is {cosines['batch']:.2f} with it, {cosines['none']:.2f} "
         f"without. The means of the layers' inputs move {moved.estimate:.2g} times as far "
-        f"[{moved.low:.2g}, {moved.high:.2g}].{_unless_decided(word)}",
+        f"[{moved.low:.2g}, {moved.high:.2g}].{more(word)}",
     )
 
 
@@ -230,7 +226,7 @@ def _judge_smoothness(runs: Runs) -> Verdict:
         f"In the second half of training the sharpness is {edge['none'].estimate:.2f} times 2/η without and "
         f"{edge['batch'].estimate:.2f} times with batch normalization. At the start it is {first.estimate:.2f} times "
         f"as large without as with it; the loss along the step varies {along.estimate:.2f} times as much."
-        f"{_unless_decided(word)}",
+        f"{more(word)}",
     )
 
 

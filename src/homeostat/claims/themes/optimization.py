@@ -19,9 +19,8 @@ from torch import Tensor
 
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, within
-from homeostat.errors import InvalidValue
-from homeostat.inference import NO_INTERVAL, Interval, mean_interval
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, more, within
+from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.parts.clip import clip_grad_norm_, clip_grad_value_
 from homeostat.study.factors import Level
@@ -47,25 +46,6 @@ def part_of(name: str, train: int, valid: int | None = None, test: int | None = 
         order = torch.randperm(len(split), generator=seeds.torch_generator(0, "claim", "part", number))
         splits.append(split.batch(order[:count].sort().values))
     return Task(data=splits, name=f"{name}-{train}", classes=whole.classes, default_model=whole.default_model)
-
-
-def difference(runs: Runs, metric: str, first: Mapping[str, Level], second: Mapping[str, Level]) -> Interval:
-    """As `Runs.difference`; no interval where one side has no finite value."""
-    try:
-        return runs.difference(metric, first, second)
-    except InvalidValue:
-        return NO_INTERVAL
-
-
-def needed(word: Word, *intervals: Interval) -> str:
-    """What would decide an undecided verdict: the seeds with which intervals as they are would exclude zero."""
-    if word != "undecided":
-        return ""
-    open_ones = [each for each in intervals if decided(each) == "undecided"]
-    if any(not math.isfinite(each.high) or each.estimate == 0 for each in open_ones):
-        return " More seeds would decide it."
-    ratios = [(each.df + 1) * ((each.high - each.low) / 2 / each.estimate) ** 2 for each in open_ones]
-    return f" With these estimates and spreads about {max(ratios):.0f} seeds would decide it." if ratios else ""
 
 
 def clipping(
@@ -129,8 +109,8 @@ def _clip(kind: str, leaves: list[Tensor]) -> None:
 def _judge_clipping(runs: Runs) -> Verdict:
     by_norm, by_value = (runs.where(clip=kind)["cosine"] for kind in ("norm", "value"))
     words: list[Word] = [within(1 - by_norm, _TOLERANCE), "holds" if (by_value < 0.99).all() else "fails"]
-    saved = difference(runs, "cost", {"clip": "none"}, {"clip": "norm"})
-    either = difference(runs, "cost", {"clip": "value"}, {"clip": "norm"})
+    saved = runs.difference("cost", {"clip": "none"}, {"clip": "norm"})
+    either = runs.difference("cost", {"clip": "value"}, {"clip": "norm"})
     turn = math.degrees(math.acos(min(1.0, float(by_value.mean()))))
     none, norm = (runs.where(clip=kind)[["cost", "longest_step"]].mean() for kind in ("none", "norm"))
     word = all_of([*words, decided(saved)])
@@ -140,7 +120,7 @@ def _judge_clipping(runs: Runs) -> Verdict:
         f"Clipping by value turned gradients by {turn:.0f} degrees. On the cliff descent ended at a mean cost of "
         f"{norm['cost']:.3f} with clipping by norm and {none['cost']:.3f} without, where the longest step was "
         f"{none['longest_step']:.2g}. With clipping by value the cost was {either.estimate:+.3f} "
-        f"[{either.low:.3f}, {either.high:.3f}] beside that by norm." + needed(word, saved),
+        f"[{either.low:.3f}, {either.high:.3f}] beside that by norm." + more(word, saved),
     )
 
 
@@ -214,7 +194,7 @@ def _judge_kinds(runs: Runs) -> Verdict:
     times = _times(runs)
     slower = {kind: mean_interval((times[kind] - times["mini-batch"]).to_numpy()) for kind in ("batch", "stochastic")}
     rougher = [
-        difference(runs, "rises", {"kind": first, "lr": _COMMON_RATE}, {"kind": second, "lr": _COMMON_RATE})
+        runs.difference("rises", {"kind": first, "lr": _COMMON_RATE}, {"kind": second, "lr": _COMMON_RATE})
         for first, second in (("stochastic", "mini-batch"), ("mini-batch", "batch"))
     ]
     ratios = ", ".join(
@@ -237,7 +217,7 @@ def _judge_kinds(runs: Runs) -> Verdict:
         f"{_COMMON_RATE:g}); a step took {listed('milliseconds_per_step', '.2g')} ms, an epoch "
         f"{listed('seconds_per_epoch', '.2g')} s."
         + (f" Not arrived in time at any rate: {', '.join(never)}." if never else "")
-        + needed(word, *parts),
+        + more(word, *parts),
     )
 
 
@@ -259,7 +239,7 @@ def _judge_depth(runs: Runs) -> Verdict:
     shallow, deep = runs.setup.factors["depth"]
 
     def ratio(first: dict[str, Level], second: dict[str, Level]) -> Interval:
-        return difference(runs, "log_train_loss", first, second)
+        return runs.difference("log_train_loss", first, second)
 
     plain = ratio({"model": "plain", "depth": deep}, {"model": "plain", "depth": shallow})
     residual = ratio({"model": "resnet", "depth": deep}, {"model": "resnet", "depth": shallow})
@@ -273,7 +253,7 @@ def _judge_depth(runs: Runs) -> Verdict:
         word,
         f"training loss of plain nets at depth {deep}: {told['plain']} that at depth {shallow}",
         f"At depth {deep} the plain net's training loss is {told['cured']} that of the residual net, whose own loss at "
-        f"that depth is {told['residual']} that at depth {shallow}." + needed(word, plain, cured),
+        f"that depth is {told['residual']} that at depth {shallow}." + more(word, plain, cured),
     )
 
 

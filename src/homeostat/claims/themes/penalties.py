@@ -16,9 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, points, within
+from homeostat.claims.claim import (
+    Claim,
+    Runs,
+    Setup,
+    Verdict,
+    all_of,
+    decided,
+    finite_mean,
+    near,
+    points,
+    said,
+    within,
+)
 from homeostat.claims.experiments import fitted, task_named
-from homeostat.inference import Interval, mean_interval
+from homeostat.inference import Interval
 from homeostat.page.svg import Picture
 from homeostat.parts.penalty import decay_weights_, split_parameters
 from homeostat.study.running.runner import Trial
@@ -29,27 +41,6 @@ from homeostat.training.task import Task
 from homeostat.training.update import Update
 
 _TOLERANCE = 1e-12
-
-
-def _by_seed(runs: Runs, metric: str, **levels: Any) -> pd.Series[float]:
-    """A metric by seed, the mean over the trials with these levels; empty where there is none."""
-    return runs.where(**levels).groupby("seed")[metric].mean()
-
-
-def _interval(values: pd.Series[float]) -> Interval:
-    return mean_interval(values[np.isfinite(values)].to_numpy(dtype=float))
-
-
-def _verdict(word: Word, number: str, says: str) -> Verdict:
-    more = " An interval reaches across its bound: more seeds would decide it." if word == "undecided" else ""
-    return Verdict(word, number, says + more)
-
-
-def _near(interval: Interval, margin: float) -> Word:
-    """Whether a number is zero to within a margin: holds with the interval inside, fails with all of it outside."""
-    if -margin < interval.low and interval.high < margin:
-        return "holds"
-    return "fails" if interval.low > margin or interval.high < -margin else "undecided"
 
 
 def _times(logs: Interval, digits: int = 2) -> str:
@@ -87,22 +78,22 @@ def sparsity(
 
 
 def _judge_sparsity(runs: Runs) -> Verdict:
-    share = {name: _by_seed(runs, "near_zero", penalty=name) for name in runs.setup.factors["penalty"]}
-    norm = {name: _by_seed(runs, "norm", penalty=name) for name in runs.setup.factors["penalty"]}
-    sparser = _interval(share["L1"] - share["L2"])
+    share = {name: runs.by_seed("near_zero", penalty=name) for name in runs.setup.factors["penalty"]}
+    norm = {name: runs.by_seed("norm", penalty=name) for name in runs.setup.factors["penalty"]}
+    sparser = finite_mean(share["L1"] - share["L2"])
     words = [
         decided(sparser),
-        decided(_interval(share["elastic net"] - share["L2"])),
-        decided(_interval(norm["none"] - norm["L2"])),
-        decided(_interval(norm["L1"] - norm["elastic net"])),
+        decided(finite_mean(share["elastic net"] - share["L2"])),
+        decided(finite_mean(norm["none"] - norm["L2"])),
+        decided(finite_mean(norm["L1"] - norm["elastic net"])),
     ]
     exact = 100 * runs.where(penalty="L1, proximal")["zero"].mean()
     told = "; ".join(
         f"{name} {100 * share[name].mean():.0f} % and {norm[name].mean():.3g} "
-        f"({100 * _by_seed(runs, 'test_accuracy', penalty=name).mean():.1f} %)"
+        f"({100 * runs.by_seed('test_accuracy', penalty=name).mean():.1f} %)"
         for name in share
     )
-    return _verdict(
+    return said(
         all_of(words),
         f"{points(sparser)} more weights near zero",
         f"Weights near zero and norm of all (test accuracy): {told}. By gradient, L1 leaves "
@@ -145,14 +136,14 @@ def _judge_shrinking(runs: Runs) -> Verdict:
     error = runs.trials["step_error"]
 
     def gained(**levels: float) -> pd.Series[float]:
-        accuracy = (_by_seed(runs, "test_accuracy", biases=each, **levels) for each in ("exempt", "decayed"))
+        accuracy = (runs.by_seed("test_accuracy", biases=each, **levels) for each in ("exempt", "decayed"))
         return next(accuracy) - next(accuracy)
 
-    gain = _interval(gained())
+    gain = finite_mean(gained())
     single = ", ".join(
         f"{100 * gained(weight_decay=each).mean():+.1f} at λ = {each:g}" for each in _numbers(runs, "weight_decay")
     ).replace("-", "−")
-    return _verdict(
+    return said(
         all_of([within(error, _TOLERANCE), decided(gain, 0.005)]),
         f"step to {error.max():.0e}; exempt biases {points(gain)}",
         f"From (1 − ηλ)w − ηg for weights and w − ηg for biases a step differs by {error.max():.0e} of the largest at "
@@ -217,17 +208,17 @@ def equilibrium(
 def _judge_equilibrium(runs: Runs) -> Verdict:
     decays, scales = [each for each in _numbers(runs, "weight_decay") if each], _numbers(runs, "scale")
     among = Runs(runs.trials[runs.trials["weight_decay"] != 0], runs.curves, runs.setup)
-    growth = _interval(_by_seed(runs, "growth", weight_decay=0.0))
-    small, large = (_by_seed(among, "end_norm", scale=scale).map(np.log) for scale in (scales[0], scales[-1]))
+    growth = finite_mean(runs.by_seed("growth", weight_decay=0.0))
+    small, large = (among.by_seed("end_norm", scale=scale).map(np.log) for scale in (scales[0], scales[-1]))
     turned = among.trials.assign(ratio=np.log(among.trials["angle"] / among.trials["expected_angle"]))
-    ratio, meeting = _interval(turned.groupby("seed")["ratio"].mean()), _interval(large - small)
+    ratio, meeting = finite_mean(turned.groupby("seed")["ratio"].mean()), finite_mean(large - small)
     shown = ", ".join(
-        f"{math.degrees(_by_seed(runs, 'angle', weight_decay=each).mean()):.2g}° at λ = {each:g} "
-        f"(√(2ηλ) = {math.degrees(_by_seed(runs, 'expected_angle', weight_decay=each).mean()):.2g}°)"
+        f"{math.degrees(runs.by_seed('angle', weight_decay=each).mean()):.2g}° at λ = {each:g} "
+        f"(√(2ηλ) = {math.degrees(runs.by_seed('expected_angle', weight_decay=each).mean()):.2g}°)"
         for each in decays
     )
-    return _verdict(
-        all_of([decided(growth), _near(meeting, math.log(1.1)), _near(ratio, math.log(1.25))]),
+    return said(
+        all_of([decided(growth), near(meeting, math.log(1.1)), near(ratio, math.log(1.25))]),
         f"{_times(ratio, 3)} √(2ηλ) per step",
         f"Without decay weights grow to {_times(growth)} their norm. With it, those that start at {scales[-1]:g} and "
         f"at {scales[0]:g} times the usual scale end at norms with the ratio {_times(meeting, 3)}. A step turns them "
@@ -256,11 +247,11 @@ def scaled(
 
 def _judge_scaled(runs: Runs) -> Verdict:
     least, *_, most = _numbers(runs, "c")
-    ratio = _interval(_by_seed(runs, "norm", c=most).map(np.log) - _by_seed(runs, "norm", c=least).map(np.log))
-    change = _interval(_by_seed(runs, "test_accuracy", c=most) - _by_seed(runs, "test_accuracy", c=least))
+    ratio = finite_mean(runs.by_seed("norm", c=most).map(np.log) - runs.by_seed("norm", c=least).map(np.log))
+    change = finite_mean(runs.by_seed("test_accuracy", c=most) - runs.by_seed("test_accuracy", c=least))
     ranks = runs.trials["norm"].corr(runs.trials["test_accuracy"], method="spearman")
-    return _verdict(
-        all_of([decided(ratio, math.log(2)), _near(change, 0.01)]),
+    return said(
+        all_of([decided(ratio, math.log(2)), near(change, 0.01)]),
         f"{_times(ratio)} the norm, {points(change)}",
         f"From c = {least:g} to c = {most:g} the trained weights' norm grows to {_times(ratio)}, and test accuracy "
         f"changes by {points(change)}; over all runs the rank correlation of norm and accuracy is {ranks:.2f}.",

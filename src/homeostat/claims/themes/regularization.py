@@ -16,8 +16,8 @@ from torch import Tensor
 
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, points
-from homeostat.claims.themes.optimization import difference, needed, part_of
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, more, points
+from homeostat.claims.themes.optimization import part_of
 from homeostat.inference import NO_INTERVAL, Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.parts.augment import make_augment
@@ -111,12 +111,12 @@ def _answers(found: Fit, task: Task, x: Tensor) -> Tensor:
 
 def _judge_augmented(runs: Runs) -> Verdict:
     none = {"augment": "none"}
-    mild = difference(runs, "test_accuracy", {"augment": "rotate"}, none)
-    harm = difference(runs, "test_accuracy", none, {"augment": "rotate90"})
-    confused = difference(runs, "six_for_nine", {"augment": "rotate90"}, none)
+    mild = runs.difference("test_accuracy", {"augment": "rotate"}, none)
+    harm = runs.difference("test_accuracy", none, {"augment": "rotate90"})
+    confused = runs.difference("six_for_nine", {"augment": "rotate90"}, none)
     word = all_of([decided(mild), decided(harm), decided(confused)])
     others = ", ".join(
-        f"{name} {points(difference(runs, 'test_accuracy', {'augment': name}, none))}" for name in ("crop", "flip")
+        f"{name} {points(runs.difference('test_accuracy', {'augment': name}, none))}" for name in ("crop", "flip")
     )
     plain = runs.where(augment="none")
     kept = ", ".join(f"{name} {100 * plain[f'kept_{name}'].mean():.0f} %" for name in _TURNS[1:])
@@ -126,7 +126,7 @@ def _judge_augmented(runs: Runs) -> Verdict:
         f"Test accuracy from turning by 0, 90, 180 or 270 degrees: {points(_negated(harm))}; 6 and 9 are then confused "
         f"more often by {points(confused)}. Also: {others}. What breaks labels can be measured beforehand: of the "
         f"images that a net trained without augmentation gets right, it still gets right when changed: {kept}."
-        + needed(word, mild, harm, confused),
+        + more(word, mild, harm, confused),
     )
 
 
@@ -187,7 +187,7 @@ def _judge_interactions(runs: Runs) -> Verdict:
         f"{len(seen)} of {len(_PAIRS)} two-factor interactions exclude zero (intervals for all six at once): "
         + "; ".join(f"{' × '.join(_NAMES[n] for n in pair)} {e.estimate:+.1f} points" for pair, e in found.items())
         + f". {lost} of {len(runs.trials)} runs diverged."
-        + needed(word, *nearest),
+        + more(word, *nearest),
     )
 
 
@@ -229,7 +229,7 @@ def _judge_roads(runs: Runs) -> Verdict:
         means = runs.where(task=task).groupby("road")["test_accuracy"].mean()
         best = str(means.idxmax()) if means.notna().any() else ""
         gaps = {
-            name: difference(runs, "test_accuracy", {"task": task, "road": best}, {"task": task, "road": name})
+            name: runs.difference("test_accuracy", {"task": task, "road": best}, {"task": task, "road": name})
             for name in _ROADS
             if name != best
         }
@@ -244,7 +244,7 @@ def _judge_roads(runs: Runs) -> Verdict:
             f"“{last}” with {100 * means.get(last, np.nan):.1f} %."
         )
     word = all_of(words)
-    return Verdict(word, f"best minus last {points(widest)}", " ".join(told) + needed(word, *rooms))
+    return Verdict(word, f"best minus last {points(widest)}", " ".join(told) + more(word, *rooms))
 
 
 def _draw_roads(runs: Runs) -> Picture:
