@@ -15,7 +15,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WIDTH, HEIGHT = 1400, 2700
-PARTS = ((0, 917), (1775, 2530))  # the head with the best treatments, and the effects
+PARTS = ((0, 1024), (2070, 2660))  # the head with the best treatments, and the effects
 
 
 def main() -> None:
