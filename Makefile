@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test check format bench docs claims clean
 
 help:
 	@echo "make demo    a study of five techniques on the digits data (half a minute on two cores) and its report"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   format, lint, types and the floors of the house"
 	@echo "make bench   the measurements behind the documented figures"
 	@echo "make docs    the figures and tables of docs/ from the code"
+	@echo "make claims  the quick form of every claim and docs/claims/quick (ten minutes on two cores)"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -65,6 +66,11 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/reference.py
 	$(BIN)/python benchmarks/picture.py
+
+claims: $(READY)
+	$(BIN)/homeostat claims run --all --quick --out build/claims
+	rm -rf docs/claims/quick && mkdir -p docs/claims/quick
+	cd build/claims/quick && cp --parents README.md */figure.svg ../../../docs/claims/quick
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from homeostat.claims.evidence import Evidence
-from homeostat.claims.gallery import table, write_gallery
+from homeostat.claims.gallery import summary, write_gallery
 from homeostat.claims.registry import CLAIMS, THEMES, claim_of
 from homeostat.claims.run import run
 from homeostat.errors import HomeostatError, invalid
@@ -61,6 +61,6 @@ def run_claims(
         if found:
             folder = Path(out) / ("quick" if quick else "full")
             page = write_gallery(found, folder)
-            write_text(folder / "README.md", table(found))
+            write_text(folder / "README.md", summary(found))
             console.print(f"\nGallery: {page}", markup=False, highlight=False, soft_wrap=True)
     return 3 if failed else 0

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import homeostat as hs
 from homeostat.claims import draw
 from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, points, within
-from homeostat.claims.gallery import render, table
+from homeostat.claims.gallery import render, summary
 from homeostat.claims.registry import CLAIMS, THEMES
 from homeostat.claims.run import run
 from homeostat.cli import app
@@ -134,7 +134,9 @@ def test_the_gallery_escapes_everything_and_stands_alone(claim, tmp_path):
     assert "http://" not in page.replace("http://www.w3.org", "")
     identities = [part.partition('"')[0] for part in page.split(' id="')[1:]]
     assert len(identities) == len(set(identities))
-    assert table(evidence).count("\n") == 4
+    assert summary(evidence).startswith("# Verdicts: 2 hold\n")
+    assert summary(evidence).count("\n| ") == 3  # the head and a row for each
+    assert "[figure](second/figure.svg)" in summary(evidence)
 
 
 def test_runs_pair_by_seed():

@@ -193,6 +193,14 @@ def finite_mean(values: pd.Series[float]) -> Interval:
     return mean_interval(values[np.isfinite(values)].to_numpy(dtype=float))
 
 
+def ratio(first: pd.Series[float], second: pd.Series[float]) -> Interval:
+    """The geometric mean of first / second over the seeds where both are positive, with its 95 % interval."""
+    pairs = pd.concat([first, second], axis=1, join="inner").to_numpy(dtype=float)
+    logs = np.log(pairs[(pairs > 0).all(axis=1) & np.isfinite(pairs).all(axis=1)])
+    found = mean_interval(logs[:, 0] - logs[:, 1])
+    return Interval(float(np.exp(found.estimate)), float(np.exp(found.low)), float(np.exp(found.high)), df=found.df)
+
+
 def all_of(words: Sequence[Word]) -> Word:
     """The verdict of a hypothesis with several parts: it fails with any of them, and holds with all.
 

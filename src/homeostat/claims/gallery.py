@@ -1,4 +1,4 @@
-"""All evidence on one page: a card per claim, each opening to its experiment; and a table of verdicts as Markdown."""
+"""All evidence on one page: a card per claim, each opening to its experiment; and the verdicts as Markdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 import pandas as pd
 
+from homeostat.claims.claim import Word
 from homeostat.claims.draw import renamed
 from homeostat.claims.evidence import Evidence
 from homeostat.claims.registry import THEMES
 from homeostat.page import template
+from homeostat.page.text import duration
 from homeostat.study.factors import level_text
 from homeostat.study.show.export import write_text
 
 FILE = "index.html"
 _MOST_ROWS = 40
+_VERBS: dict[Word, str] = {"holds": "hold", "fails": "fail", "undecided": "undecided"}
 
 
 def write_gallery(found: Sequence[Evidence], directory: Path) -> Path:
@@ -51,16 +54,24 @@ def render(found: Sequence[Evidence]) -> str:
     return template.render("homeostat.claims", "gallery", context)
 
 
-def table(found: Sequence[Evidence]) -> str:
-    """A table of verdicts as Markdown: id, sentence, verdict, number, n."""
-    lines = ["| claim | sentence | verdict | number | seeds | trials |", "|---|---|---|---|---|---|"]
+def summary(found: Sequence[Evidence]) -> str:
+    """Verdicts as Markdown, for the folder in which the evidence of each claim has a folder of its own."""
+    counts = Counter(evidence.verdict.word for evidence in found)
+    said = ", ".join(f"{counts[word]} {verb}" for word, verb in _VERBS.items() if counts[word])
+    head = [f"# Verdicts: {said}", ""]
+    if found:
+        machine = " · ".join(f"{name} {text}" for name, text in found[0].environment.items())
+        seconds = sum(evidence.seconds for evidence in found)
+        head += [f"{machine}; trials ran for {duration(seconds)}. Seeds are 0, 1, ... for every claim.", ""]
+    head += ["| claim | what the lecture says | verdict | number | seeds | trials | |", "|---|---|---|---|---|---|---|"]
+    lines = []
     for evidence in found:
         cells = (
             evidence.claim.id, evidence.claim.sentence, evidence.verdict.word, evidence.verdict.number,
-            str(evidence.setup.seeds), str(len(evidence.frame)),
+            str(evidence.setup.seeds), str(len(evidence.frame)), f"[figure]({evidence.claim.id}/figure.svg)",
         )  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def _card(evidence: Evidence) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from homeostat.training.datasets import load_task
 from homeostat.training.evaluation import Evaluation
 from homeostat.training.idle import IdleFactors, idle_settings
 from homeostat.training.inputs import Inputs, check_corruption
-from homeostat.training.loop import fit
+from homeostat.training.loop import Fit, fit
 from homeostat.training.metrics import Goal
 from homeostat.training.models import build_model, is_built_in
 from homeostat.training.recipe import Recipe
@@ -41,6 +41,36 @@ class Trial(Protocol):
     def report(self, epoch: int, **values: float) -> None: ...
 
     def step(self, step: int, **values: Any) -> None: ...
+
+
+def fit_trial(
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    trial: Trial | None,
+    *,
+    model: torch.nn.Module | None = None,
+    vitals: bool = False,
+) -> Fit:
+    """A fit that keeps its checkpoints with its trial and reports every epoch to it; without a trial, just a fit.
+
+    Args:
+        model: a module to train in place of the one that task, recipe and seed build.
+        vitals: see `Objective`.
+    """
+    if trial is None:
+        return fit(task, recipe, seed, model=model)
+
+    def report(row: dict[str, float]) -> None:
+        trial.report(int(row["epoch"]), **{name: value for name, value in row.items() if name != "epoch"})
+
+    def note(step: int, values: dict[str, Any]) -> None:
+        trial.step(step, **values)
+
+    return fit(
+        task, recipe, seed, model=model, directory=trial.directory, checkpoint_every=_CHECKPOINT_SECONDS,
+        on_epoch=report, on_step=note if vitals else None,
+    )  # fmt: skip
 
 
 class Objective:
@@ -117,20 +147,7 @@ class Objective:
 
     def __call__(self, config: Mapping[str, Any], seed: int, trial: Trial | None = None) -> dict[str, float]:
         """Train one treatment under one seed; the metrics are those of `Fit`."""
-        recipe = self.recipe.varied(config)
-        if trial is None:
-            return fit(self.task, recipe, seed).metrics
-
-        def report(row: dict[str, float]) -> None:
-            trial.report(int(row["epoch"]), **{name: value for name, value in row.items() if name != "epoch"})
-
-        def note(step: int, values: dict[str, Any]) -> None:
-            trial.step(step, **values)
-
-        return fit(
-            self.task, recipe, seed, directory=trial.directory, checkpoint_every=_CHECKPOINT_SECONDS,
-            on_epoch=report, on_step=note if self.vitals else None,
-        ).metrics  # fmt: skip
+        return fit_trial(self.task, self.recipe.varied(config), seed, trial, vitals=self.vitals).metrics
 
     def check(self, treatments: Iterable[Mapping[str, Any]]) -> None:
         """Try every treatment for one batch, forward, loss, metric and backward, before a study spends time on any.

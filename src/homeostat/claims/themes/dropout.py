@@ -7,7 +7,6 @@ All masks of few units are run, in float64, so that means over masks are exact. 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -18,27 +17,13 @@ from torch import Tensor, nn
 
 from homeostat import nn as hsnn
 from homeostat import seeds
-from homeostat.claims import draw, experiments
+from homeostat.claims import draw
 from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, finite_mean, more, within
 from homeostat.page.svg import Picture
 from homeostat.parts.dropout import absorb_dropout_scale_, set_p_
 from homeostat.parts.ensemble import enumerate_masks
-from homeostat.training.task import Task
 
 _TOLERANCE = 1e-9
-
-
-def few(name: str, examples: int | None, seed: int) -> Task:
-    """A task with so many of its training examples, drawn by the seed, and tested on the others too; None: as it is."""
-    task = experiments.task_named(name)
-    if examples is None:
-        return task
-    x, y = task.train.head(len(task.train))
-    order = torch.randperm(len(y), generator=seeds.torch_generator(seed, "claim", "few"))
-    kept, left = order[:examples], order[examples:]
-    test_x, test_y = task.test.head(len(task.test))
-    test = (torch.cat([test_x, x[left]]), torch.cat([test_y, y[left]]))
-    return dataclasses.replace(task, data=((x[kept], y[kept]), task.valid, test))
 
 
 def scaling(config: Mapping[str, Any], seed: int) -> dict[str, float]:

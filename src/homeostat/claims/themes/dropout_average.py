@@ -17,7 +17,6 @@ from torch import Tensor
 
 from homeostat.claims import draw, experiments
 from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, finite_mean, more, points
-from homeostat.claims.themes.dropout import few
 from homeostat.page.svg import Picture
 from homeostat.parts.ensemble import enumerate_masks, mc_dropout
 from homeostat.training.bagging import bag
@@ -95,7 +94,7 @@ def averaging(
     config: Mapping[str, Any], seed: int, *, task: str, examples: int | None, recipe: Mapping[str, Any], members: int
 ) -> dict[str, float]:
     """One net, the same with half of its units dropped, or the average of nets of half its width, each on a sample."""
-    known, settings = few(task, examples, seed), Recipe().varied(recipe)
+    known, settings = experiments.few(task, examples, seed), Recipe().varied(recipe)
     start = time.perf_counter()
     if config["method"] != "bag":
         dropped = {"dropout": 0.5} if config["method"] == "dropout" else {}

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from homeostat.claims import draw, experiments
 from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, finite_mean, more, points
-from homeostat.claims.themes.dropout import few
 from homeostat.page.svg import Picture
 from homeostat.parts.dropout import drops, set_p_
 from homeostat.parts.population import update_statistics_
@@ -53,7 +52,7 @@ def features(
     config: Mapping[str, Any], seed: int, *, task: str, examples: int | None, recipe: Mapping[str, Any]
 ) -> dict[str, float]:
     """How hidden units go together on test data, and how rarely they are active; means over the hidden layers."""
-    known = few(task, examples, seed)
+    known = experiments.few(task, examples, seed)
     found = experiments.fitted(config, seed, task=known, recipe=recipe)
     rows = [_together(hidden) for hidden in _hidden(found.model.cpu(), known)]
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -132,7 +131,9 @@ def connections(
     config: Mapping[str, Any], seed: int, *, task: str, examples: int | None, recipe: Mapping[str, Any]
 ) -> dict[str, float]:
     """Accuracies with nothing dropped, half of the units, or half of the weights behind them."""
-    found = experiments.fitted(_DROPPED[config["dropped"]], seed, task=few(task, examples, seed), recipe=recipe)
+    found = experiments.fitted(
+        _DROPPED[config["dropped"]], seed, task=experiments.few(task, examples, seed), recipe=recipe
+    )
     return {"accuracy": found.metrics["test_accuracy"], "train_accuracy": found.metrics["train_accuracy"]}
 
 
@@ -160,7 +161,7 @@ def with_norm(
     The shift is the variance that a normalization sees with dropout on over that with dropout off, the geometric mean
     over channels of the layers that have dropout in front.
     """
-    known = few(task, examples, seed)
+    known = experiments.few(task, examples, seed)
     dropped = {} if config["place"] == "nowhere" else {"dropout": p}
     settings = Recipe().varied({**recipe, "norm": config["norm"], **dropped})
     model = build_model(known, settings, seed)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from homeostat.claims import draw, experiments
 from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, points
-from homeostat.claims.themes.optimization import part_of
 from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.study.running.runner import Trial
@@ -131,7 +130,7 @@ def entangled(
     recipe: dict[str, Any],
 ) -> dict[str, float]:
     """The metrics of one line of the table, its test accuracy with 10 % where it diverged, and its parameters."""
-    known = _task(part_of(task, train, valid, test), networks, config["net"], config["crop"] == "yes")
+    known = _task(experiments.part_of(task, train, valid, test), networks, config["net"], config["crop"] == "yes")
     changes = {"l2": decay if config["decay"] == "yes" else 0.0, "lr": _RATES[config["net"]]}
     found = experiments.fitted(changes, seed, trial, task=known, recipe=recipe)
     return {

@@ -6,7 +6,6 @@ diverged counts as guessing among ten classes.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, points
-from homeostat.claims.experiments import task_named
-from homeostat.claims.themes.normalization_training import NORMS, SGD, counted, unless_decided
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, more, points
+from homeostat.claims.experiments import part_of, task_named
+from homeostat.claims.themes.normalization_training import NORMS, SGD, counted
 from homeostat.inference import mean_interval
 from homeostat.nn.activation import activate, split
 from homeostat.parts.norm import LastAxisBatchNorm
 from homeostat.study.running.runner import Trial
-from homeostat.training.loop import Fit, fit
 from homeostat.training.models import build_model
+from homeostat.training.objective import fit_trial
 from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 
@@ -40,14 +38,6 @@ def _with_layers(
             for name, value in settings.items():
                 setattr(layer, name, value)
     return model
-
-
-def _fit(task: Task, recipe: Recipe, seed: int, trial: Trial | None, model: nn.Module | None = None) -> Fit:
-    def report(row: dict[str, float]) -> None:
-        if trial is not None:
-            trial.report(int(row["epoch"]), **{name: value for name, value in row.items() if name != "epoch"})
-
-    return fit(task, recipe, seed, model=model, directory=trial.directory if trial else None, on_epoch=report)
 
 
 class PartlyConstantBatchNorm(LastAxisBatchNorm):
@@ -76,7 +66,7 @@ def stop_gradient(
     known = task_named(task)
     model = _with_layers(PartlyConstantBatchNorm, {"constant": config["constant"]}, known, varied, seed)
     before = _size(model)
-    found = _fit(known, varied, seed, trial, model)
+    found = fit_trial(known, varied, seed, trial, model=model)
     return {**found.metrics, "growth": _size(model) / before}
 
 
@@ -99,7 +89,7 @@ def _judge_stop_gradient(runs: Runs) -> Verdict:
         f"That is lost of the training accuracy; {int(both['diverged'].sum())} of {len(both)} runs diverged, "
         f"{int(through['diverged'].sum())} of {len(through)} with the whole gradient. The weights before the layers "
         f"grew {grown[1]:.3g}-fold, else {grown[0]:.3g}-fold. With the mean alone constant {100 * other[0]:.1f} % are "
-        f"reached, with the deviation alone {100 * other[1]:.1f} %.{unless_decided(word)}",
+        f"reached, with the deviation alone {100 * other[1]:.1f} %.{more(word)}",
     )
 
 
@@ -115,16 +105,6 @@ class NoisyBatchNorm(LastAxisBatchNorm):
         return torch.cat([LastAxisBatchNorm.forward(self, part) for part in input.split(self.part)])
 
 
-@functools.lru_cache(maxsize=4)
-def _few(task: str, examples: int, seed: int) -> Task:
-    """The task with so many of its training examples, which the seed draws."""
-    known = task_named(task)
-    generator = seeds.torch_generator(seed, "claim", "bn-regularizes")
-    chosen = known.train.batch(torch.randperm(len(known.train), generator=generator)[:examples])
-    rest = (source.head(len(source)) for source in (known.valid, known.test))
-    return Task(data=(chosen, *rest), name=task, classes=known.classes, default_model="mlp")
-
-
 def regularization(
     config: Mapping[str, Any],
     seed: int,
@@ -138,9 +118,9 @@ def regularization(
     """Training on few examples without normalization, with it, and with its statistics over parts of the batches."""
     norm = "batch" if config["norm"] == "noisy" else config["norm"]
     varied = Recipe().varied({**recipe, "norm": norm, "dropout": config["dropout"]})
-    known = _few(task, examples, seed)
+    known = part_of(task, examples, seed=seed)
     model = _with_layers(NoisyBatchNorm, {"part": part}, known, varied, seed) if config["norm"] == "noisy" else None
-    return _fit(known, varied, seed, trial, model).metrics
+    return fit_trial(known, varied, seed, trial, model=model).metrics
 
 
 def _judge_regularization(runs: Runs) -> Verdict:
@@ -157,7 +137,7 @@ def _judge_regularization(runs: Runs) -> Verdict:
         points(noise),
         f"That is what more noise in the statistics does to test accuracy. Batch normalization itself does "
         f"{points(alone)}. Dropout brings {100 * gains['none'].mean():+.1f} points without it and "
-        f"{100 * gains['batch'].mean():+.1f} with it, a difference of {points(need)}.{unless_decided(word)}",
+        f"{100 * gains['batch'].mean():+.1f} with it, a difference of {points(need)}.{more(word)}",
     )
 
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, points
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, more, points, ratio
 from homeostat.claims.experiments import fitted, trained
-from homeostat.claims.themes.normalization_why import ratio
 from homeostat.inference import paired_interval
 from homeostat.page.svg import Picture
 from homeostat.study.running.runner import Trial
@@ -28,11 +27,6 @@ def counted(runs: Runs, metric: str) -> Runs:
     trials = runs.trials.copy()
     trials.loc[trials["diverged"] > 0, metric] = _GUESSING
     return Runs(trials, runs.curves, runs.setup)
-
-
-def unless_decided(word: Word) -> str:
-    """What a verdict that is none says besides."""
-    return " More seeds would decide it." if word == "undecided" else ""
 
 
 def convergence(
@@ -74,7 +68,7 @@ def _judge_convergence(runs: Runs) -> Verdict:
         f"{speed.estimate:.2f} times as fast [{speed.low:.2f}, {speed.high:.2f}]",
         f"Each at its own best learning rate; the interval {lectured} the lecture's factor of 3 (+200 %). The largest "
         f"rate that trains is {rates.estimate:.2g} times as large [{rates.low:.2g}, {rates.high:.2g}]."
-        f"{unless_decided(word)}",
+        f"{more(word)}",
     )
 
 
@@ -111,7 +105,7 @@ def _judge_saturating(runs: Runs) -> Verdict:
         for net in nets
     )
     least = min((gains[net] for net in deep), key=lambda gain: gain.estimate)
-    text = f"Training accuracy at the best learning rate: {'; '.join(told)}.{unless_decided(word)}"
+    text = f"Training accuracy at the best learning rate: {'; '.join(told)}.{more(word)}"
     return Verdict(word, points(least), text)
 
 
@@ -132,7 +126,7 @@ def _judge_init_robust(runs: Runs) -> Verdict:
         word,
         points(narrower),
         f"So much narrower is the range of test accuracies over initial scales: {100 * low:.1f} % to {100 * high:.1f} "
-        f"% without and {100 * least:.1f} % to {100 * most:.1f} % with batch normalization.{unless_decided(word)}",
+        f"% without and {100 * least:.1f} % to {100 * most:.1f} % with batch normalization.{more(word)}",
     )
 
 

@@ -20,11 +20,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from homeostat import nn as hsnn
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, more, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, more, ratio, within
 from homeostat.claims.experiments import task_named
 from homeostat.doctor.curvature.sharpness import curvature
 from homeostat.errors import HomeostatError
-from homeostat.inference import Interval, mean_interval
+from homeostat.inference import mean_interval
 from homeostat.page.svg import Picture
 from homeostat.study.running.runner import Trial
 from homeostat.training.loop import fit
@@ -34,14 +34,6 @@ from homeostat.training.task import Task
 
 _TOLERANCE = 1e-9
 _NORMS = {"none": "without normalization", "batch": "batch normalization"}
-
-
-def ratio(first: pd.Series[float], second: pd.Series[float]) -> Interval:
-    """The geometric mean of first / second over the seeds where both are positive, with its 95 % interval."""
-    pairs = pd.concat([first, second], axis=1, join="inner").to_numpy(dtype=float)
-    logs = np.log(pairs[(pairs > 0).all(axis=1) & np.isfinite(pairs).all(axis=1)])
-    found = mean_interval(logs[:, 0] - logs[:, 1])
-    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high), df=found.df)
 
 
 def _geometric(runs: Runs, metric: str, **levels: str | float) -> pd.Series[float]:

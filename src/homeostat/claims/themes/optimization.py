@@ -5,7 +5,6 @@ Trained with homeostat's own recipes, steps and clipping; the cliff, a function 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import time
@@ -27,7 +26,6 @@ from homeostat.study.factors import Level
 from homeostat.study.running.runner import Trial
 from homeostat.training.models import build_model
 from homeostat.training.recipe import Recipe
-from homeostat.training.task import Task
 from homeostat.training.update import Update
 
 _TOLERANCE = 1e-9
@@ -35,17 +33,6 @@ _BOUND = 1.0  # of clipping
 _KINDS = ("batch", "mini-batch", "stochastic")
 _MINI = 32
 _COMMON_RATE = 0.1  # at which the paths of the three kinds are compared
-
-
-@functools.cache
-def part_of(name: str, train: int, valid: int | None = None, test: int | None = None) -> Task:
-    """A task with so many examples of each split (None: all), drawn once for all seeds."""
-    whole = experiments.task_named(name)
-    splits = []
-    for number, (split, count) in enumerate(((whole.train, train), (whole.valid, valid), (whole.test, test))):
-        order = torch.randperm(len(split), generator=seeds.torch_generator(0, "claim", "part", number))
-        splits.append(split.batch(order[:count].sort().values))
-    return Task(data=splits, name=f"{name}-{train}", classes=whole.classes, default_model=whole.default_model)
 
 
 def clipping(
@@ -231,7 +218,7 @@ def depth(
     recipe: dict[str, Any],
 ) -> dict[str, float]:
     """The final training loss of a residual net or its plain twin."""
-    found = experiments.fitted(config, seed, trial, task=part_of(task, examples), recipe=recipe).metrics
+    found = experiments.fitted(config, seed, trial, task=experiments.part_of(task, examples), recipe=recipe).metrics
     return {**found, "log_train_loss": math.log(found["train_loss"] + 1e-9)}
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from homeostat import seeds
 from homeostat.claims import draw, experiments
 from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, more, points
-from homeostat.claims.themes.optimization import part_of
 from homeostat.inference import NO_INTERVAL, Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.parts.augment import make_augment
@@ -42,7 +41,7 @@ def memory(
     recipe: dict[str, Any],
 ) -> dict[str, float]:
     """What a perceptron of one hidden layer makes of its training examples, with their labels or shuffled ones."""
-    known = part_of(task, examples)
+    known = experiments.part_of(task, examples)
     if config["labels"] == "random":
         x, y = known.train.batch(torch.arange(examples))
         y = y[torch.randperm(examples, generator=seeds.torch_generator(seed, "claim", "random-labels"))]
@@ -84,7 +83,7 @@ def augmented(
 
     Also by augmentation: of the test images that this net gets right, the share that it gets right when augmented.
     """
-    known = part_of(task, examples)
+    known = experiments.part_of(task, examples)
     found = experiments.fitted(config, seed, trial, task=known, recipe=recipe)
     x, y = known.test.batch(torch.arange(len(known.test)))
     answers = _answers(found, known, x)
@@ -218,7 +217,7 @@ def road(
     config: Mapping[str, Any], seed: int, trial: Trial | None = None, *, examples: int, recipe: dict[str, Any]
 ) -> dict[str, float]:
     """The metrics of one of six recipes that have little in common."""
-    known = part_of(config["task"], examples)
+    known = experiments.part_of(config["task"], examples)
     return experiments.fitted(_ROADS[config["road"]], seed, trial, task=known, recipe=recipe).metrics
 
 
