@@ -48,6 +48,7 @@ class Row:
 def rows(compiling: bool) -> Iterator[Row]:
     yield from dropout_rows(compiling)
     yield from norm_rows(compiling)
+    yield from pooling_rows()
     yield from small_rows()
     yield from moments_rows()
     yield from augment_rows()
@@ -93,6 +94,13 @@ def norm_rows(compiling: bool) -> Iterator[Row]:
     }
     for name, (ours, theirs) in pairs.items():
         yield Row(f"{name} forward + backward 4096x1024", both(ours, shape), {"eager": both(theirs, shape)})
+
+
+def pooling_rows() -> Iterator[Row]:
+    for shape in ((64, 16, 28, 28), (64, 32, 14, 14), *IMAGES):
+        ours, theirs = both(hs.nn.MaxPool2d(2), shape, LAST), both(nn.MaxPool2d(2), shape, LAST)
+        name = "x".join(map(str, shape))
+        yield Row(f"max pool 2x2 forward + backward {name} channels_last", ours, {"eager": theirs})
 
 
 def small_rows() -> Iterator[Row]:
@@ -214,7 +222,7 @@ def both(
         return torch.randn(shape).to(memory_format=layout).requires_grad_()
 
     inputs = [leaf(), leaf()] if residual else [leaf()]
-    gradient = torch.randn(shape).to(memory_format=layout)
+    gradient = torch.randn_like(module(*inputs).detach())
     leaves = [*inputs, *module.parameters()]
 
     def run() -> None:

@@ -84,6 +84,10 @@ CASES = {
         *norms(F.group_norm, 2, 4, parameters=[(4,), (4,)], settings=(2,)),
     ],
     "layer_norm": lambda: norms(F.layer_norm, 2, 3, 4, parameters=[(3, 4), (3, 4)], settings=((3, 4),)),
+    "max_pool2d": lambda: [
+        (lambda x, form=form: F.max_pool2d(x.contiguous(memory_format=form), 2), (numbers(2, 3, 5, 4),))
+        for form in (torch.contiguous_format, torch.channels_last)
+    ],
     "rms_norm": lambda: norms(F.rms_norm, 2, 5, parameters=[(5,)], settings=((5,),)),
 }
 

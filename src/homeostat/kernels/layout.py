@@ -26,6 +26,11 @@ def channels_are_last(tensor: Tensor) -> bool:
     return tensor.movedim(1, -1).is_contiguous()
 
 
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """The memory format in which a tensor (N, C, H, W) lies: channels_last, or contiguous for every other one."""
+    return torch.channels_last if channels_are_last(tensor) else torch.contiguous_format
+
+
 def dense(tensor: Tensor) -> tuple[Tensor, bool]:
     """The tensor, or a copy of it in the nearest layout that kernels know; and whether its channels are last."""
     last = channels_are_last(tensor)

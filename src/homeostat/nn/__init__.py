@@ -22,3 +22,4 @@ from homeostat.nn.instancenorm import InstanceNorm2d as InstanceNorm2d
 from homeostat.nn.instancenorm import InstanceNorm3d as InstanceNorm3d
 from homeostat.nn.layernorm import LayerNorm as LayerNorm
 from homeostat.nn.layernorm import RMSNorm as RMSNorm
+from homeostat.nn.pooling import MaxPool2d as MaxPool2d

@@ -29,7 +29,7 @@ LAYERS: tuple[str, ...] = ("homeostat", "torch")
 _NAMES = (
     *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"),
     *("GroupNorm", "LayerNorm", "RMSNorm"),
-    *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
+    *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout", "MaxPool2d"),
 )
 _FAST: dict[type[nn.Module], type[nn.Module]] = {getattr(nn, name): getattr(fast, name) for name in _NAMES}
 _TORCH = {ours: theirs for theirs, ours in _FAST.items()}
@@ -88,7 +88,7 @@ class Use:
 
 
 def use(model: nn.Module, layers: str = "homeostat") -> nn.Module:
-    """Put a model's normalization and dropout layers on homeostat's kernels, or back on torch's.
+    """Put a model's normalization, dropout and 2-d pooling layers on homeostat's kernels, or back on torch's.
 
     Outputs stay equal, in training (but for which units dropout drops) and evaluation; so do state_dict, parameters,
     hooks, names and all references, such as an optimizer's. `plan_use` says beforehand what will happen.
@@ -110,7 +110,11 @@ def use(model: nn.Module, layers: str = "homeostat") -> nn.Module:
     plan = plan_use(model, layers)
     plan.apply()
     if not plan.swapped and not plan.settled:
-        why = f"no layer of it can be swapped.\n{plan}" if plan.left else "it has no normalization or dropout modules."
+        why = (
+            f"no layer of it can be swapped.\n{plan}"
+            if plan.left
+            else "it has no modules that normalize, drop or pool."
+        )
         text = f"use({layers!r}) changed nothing in {type(model).__name__}: {why}"
         warnings.warn(text, NoEffectWarning, stacklevel=2)
     return model

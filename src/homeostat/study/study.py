@@ -12,11 +12,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from rich.console import Console
@@ -42,6 +43,9 @@ from homeostat.study.state.storage import StorageError
 from homeostat.study.takeover import Earlier
 from homeostat.study.trackers import Tracker, as_trackers, tracking
 from homeostat.study.tuning import Setting, Tuning, as_grid
+
+if TYPE_CHECKING:
+    from homeostat.study.judging import Judged
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -292,15 +296,15 @@ class Study:
         with (
             Aside(Interim(ledger, self.design, judged, self.grid)) as strongest,
             shown(console, names.__getitem__, strongest) as watch,
+            ThreadPoolExecutor(1) as meanwhile,
             carrier(self.objective, rules, watch, self.on, self.workers, self.preload) as run_pending,
         ):
+            meanwhile.submit(_load_report)  # while the workers start
             while schedule.advance(ledger, self.response):
                 run_pending(ledger)
 
     def _conclude(self, ledger: Ledger, schedule: Schedule) -> StudyResult:
-        from homeostat.study.judging import judge  # these bring matplotlib, which the trials need not wait for
-        from homeostat.study.show.report import write_report
-
+        judge, write_report = _load_report()
         trials, curves = ledger.trials(), ledger.curves()
         done = trials[trials["status"] == "done"]
         for trial in done["trial"]:  # what a process that was killed between storing and cleaning left
@@ -369,6 +373,14 @@ def _design(
         if not -(2**63) <= seed < 2**63:
             raise invalid("Study", "each seed", "fit into 64 bits", seed)
     return found
+
+
+def _load_report() -> tuple[Callable[..., Judged], Callable[..., Path]]:
+    """What judges and what writes the report: they bring matplotlib, which the trials need not wait for."""
+    from homeostat.study.judging import judge
+    from homeostat.study.show.report import write_report
+
+    return judge, write_report
 
 
 def _mixed(ledger: Ledger) -> str:

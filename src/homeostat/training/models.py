@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from homeostat import seeds
 from homeostat.errors import NoEffectWarning, invalid
-from homeostat.nn import DropPath
+from homeostat.nn import DropPath, MaxPool2d
 from homeostat.parts import init, surgery
 from homeostat.parts.activation import make_activation
 from homeostat.parts.dropout import drop_path_rates, make_dropout, set_drop_connect_
@@ -81,7 +81,7 @@ def cnn(
         stage = [nn.Conv2d(before, after, 3, padding=1), *_norm_act(norm, after, 2, activation, 0.0)]
         if min(height, width) >= 2:
             early = norm == "none" and activation in _RISING
-            stage.insert(1 if early else len(stage), nn.MaxPool2d(2))
+            stage.insert(1 if early else len(stage), MaxPool2d(2))
             height, width = height // 2, width // 2
         layers += [*stage, *([make_dropout(dropout, dropout_kind, 2)] if dropout else [])]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, outputs))

@@ -1,4 +1,4 @@
-"""torch.nn.functional's dropout and normalization on homeostat's kernels: the same signatures, and a few keywords."""
+"""torch.nn.functional's dropout, normalization and pooling on homeostat's kernels: its signatures, a few keywords."""
 
 from homeostat.nn.functional.drop_connect import drop_connect_conv1d as drop_connect_conv1d
 from homeostat.nn.functional.drop_connect import drop_connect_conv2d as drop_connect_conv2d
@@ -19,3 +19,4 @@ from homeostat.nn.functional.noise import gaussian_dropout as gaussian_dropout
 from homeostat.nn.functional.norm import batch_norm as batch_norm
 from homeostat.nn.functional.norm import group_norm as group_norm
 from homeostat.nn.functional.norm import instance_norm as instance_norm
+from homeostat.nn.functional.pooling import max_pool2d as max_pool2d
