@@ -19,6 +19,7 @@ from homeostat.page.svg import FAINT, HELPS, HURTS, INK, NARROW, OTHER, SOFT, Pi
 from homeostat.page.text import shorten
 
 _WIDE = 720.0
+_LABEL = {True: 28, False: 13}  # the most characters of a line's name, in the wide and the narrow layout
 _STYLES: tuple[tuple[str, Any, str], ...] = (
     (INK, (0, (5, 2)), "s"),
     (HELPS, "-", "o"),
@@ -77,13 +78,13 @@ def courses(
             axes.fill_between(at, low, high, color=color, alpha=0.14, linewidth=0)
             axes.plot(at, mean, color=color, linestyle=dash, linewidth=2, marker=few, markersize=5)
             if group is not None and len(mean):
-                ends.append((float(mean[-1]), _named(key, names, 24 if wide else 13), color))
+                ends.append((float(mean[-1]), _named(key, names, _LABEL[wide]), color))
         if line is not None:
             axes.axhline(line, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
         _scales(axes, log)
         _ends(axes, ends)
 
-    longest = max((len(_named(key, names, 24)) for key, _ in groups), default=0) if group is not None else 0
+    longest = max((len(_named(key, names, _LABEL[True])) for key, _ in groups), default=0) if group is not None else 0
     return _pictured(draw, across, up, alt, room=longest)
 
 
@@ -182,7 +183,7 @@ def _pictured(
     def layout(wide: bool) -> str:
         width = _WIDE if wide else NARROW
         height = 34.0 * rows + 66.0 if rows else (320.0 if wide else 260.0)
-        beside = 7.1 * min(room, 24 if wide else 13) + (14 if room else 6)
+        beside = 7.1 * min(room, _LABEL[wide]) + (14 if room else 6)
         before = 6.8 * min(left, 40 if wide else 16) + 14 if rows else 64.0
         with drawing():
             figure = blank(width, height + head)
@@ -224,7 +225,10 @@ def _scales(axes: Axes, log: str) -> None:
         if name in log:
             _logarithmic(axes, name)
         else:
-            getattr(axes, f"{name}axis").set_major_locator(MaxNLocator(6))
+            counts = name == "x" and all(
+                np.all(np.asarray(line.get_xdata(), dtype=float) % 1 == 0) for line in axes.lines
+            )  # epochs, layers
+            getattr(axes, f"{name}axis").set_major_locator(MaxNLocator(6, integer=counts))
 
 
 def _logarithmic(axes: Axes, name: str) -> None:
