@@ -1,4 +1,4 @@
-"""Claims of descent, convolutions, generalization and the entangled table: identities, judges, and that they run."""
+"""Claims of descent, convolutions, generalization and the entangled tables: identities, judges, and that they run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ import torch
 from torch import nn
 
 from homeostat import claims
+from homeostat.claims import experiments
 from homeostat.claims.claim import Claim, Runs, Setup
-from homeostat.claims.themes import convolution, entangled, optimization, regularization
+from homeostat.claims.themes import convolution, entangled, entangled_imagenet, optimization, regularization
+from homeostat.parts.dropout import is_dropout
+from homeostat.training.task import Task
 
-CLAIMS = {claim.id: claim for theme in (optimization, convolution, regularization, entangled) for claim in theme.CLAIMS}
+THEMES = (optimization, convolution, regularization, entangled, entangled_imagenet)
+CLAIMS = {claim.id: claim for theme in THEMES for claim in theme.CLAIMS}
 
 
 def planted(claim: Claim, metrics: Callable[..., dict[str, float]], seeds: int = 6, noise: float = 0.0) -> Runs:
@@ -87,6 +91,16 @@ TINY: dict[str, dict[str, Any]] = {
         "networks": "small",
         "decay": 0.01,
         "recipe": {"optimizer": "sgd", "epochs": 1},
+    },
+    "entangled-imagenet": {
+        "task": "digits",
+        "train": 40,
+        "valid": 10,
+        "test": 20,
+        "networks": "tiny",
+        "flips": True,
+        "decay": 0.01,
+        "recipe": {"optimizer": "sgd", "schedule": "exponential", "epochs": 1},
     },
 }
 
@@ -222,6 +236,81 @@ def test_the_table_is_judged() -> None:
     assert judged(id, line, noise=0.5) == "undecided"
     verdict = CLAIMS[id].judge(planted(CLAIMS[id], line))
     assert verdict.number.startswith("crop × convolution +5.0 points")
+
+
+def test_the_table_of_imagenet_is_judged() -> None:
+    def line(net: str, augmentation: str, dropout: str, decay: str, size: float = 0.04) -> dict[str, float]:
+        normalized = net != entangled_imagenet.VGG
+        both = 0.03 * size * (augmentation == "yes") * (decay == "yes")
+        score = 0.6 + 0.1 * normalized + size * normalized * (dropout == "yes") + both + 0.02 * (decay == "yes")
+        return {"score": score, "train_accuracy": 1.0, "parameters": float(entangled_imagenet.PARAMETERS[net])}
+
+    id = "entangled-imagenet"
+    assert judged(id, line) == "holds"
+    assert judged(id, lambda **config: line(**config, size=0.0)) == "fails"
+    assert judged(id, line, noise=0.5) == "undecided"
+    verdict = CLAIMS[id].judge(planted(CLAIMS[id], line))
+    assert verdict.number.startswith("dropout × batch norm +4.0 points")
+    assert "by augmentation by +0.1, dropout by +2.7 and decay by +2.1 points" in verdict.says
+    assert "augmentation × decay +0.1 points" in verdict.says
+
+
+@pytest.mark.parametrize(
+    ("id", "net"),
+    [
+        *(("entangled-cifar", net) for net in entangled.NETS),
+        *(("entangled-imagenet", net) for net in entangled_imagenet.NETS),
+    ],
+)
+def test_the_full_set_ups_train(id: str, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (24, 3, 32, 32), generator=generator).to(torch.uint8)
+    task = Task(data=[(images, torch.arange(24) % 10)] * 3, name="noise", classes=10)
+    monkeypatch.setattr(experiments, "task_named", lambda name: task)
+    claim = CLAIMS[id]
+    settings = {**claim.full.settings, "task": "noise", "train": 24, "valid": 24, "test": 24}
+    settings["recipe"] = {**settings["recipe"], "batch_size": 12, "epochs": 1}
+    config = {name: levels[-1] for name, levels in claim.full.factors.items()} | {"net": net}
+    found = claim.experiment(config, 0, **settings)
+    assert 0 <= found["score"] <= 1
+    assert not found["diverged"]
+
+
+def test_effects_are_taken_apart_whatever_else_varies() -> None:
+    generator = np.random.default_rng(0)
+    switches = ("a", "b", "c")
+    truth = {name: generator.normal(size=2) for name in (*switches, "a × b", "a × c", "b × c")}
+    rows = []
+    for seed, levels in itertools.product(range(2), itertools.product(("no", "yes"), repeat=3)):
+        on = dict(zip(switches, (level == "yes" for level in levels), strict=True))
+        score = sum(truth[name][seed] * (on[name] - 0.5) for name in switches)
+        for one, other in itertools.combinations(switches, 2):
+            score += truth[f"{one} × {other}"][seed] * (on[one] - 0.5) * (on[other] - 0.5)
+        rows.append({"net": "n", "seed": seed, "score": score, **dict(zip(switches, levels, strict=True))})
+    rows.append({"net": "n", "seed": 2, "score": 1.0, "a": "no", "b": "no", "c": "no"})  # the rest was lost
+    found = entangled.effects(Runs(pd.DataFrame(rows), pd.DataFrame(), CLAIMS["entangled-imagenet"].quick), switches)
+    assert list(found.index) == [0, 1]
+    for name, values in truth.items():
+        np.testing.assert_allclose(found[name, "n"], values)
+
+
+@pytest.mark.parametrize("net", entangled_imagenet.NETS)
+def test_the_networks_of_imagenet_have_the_published_parameters(net: str) -> None:
+    with torch.device("meta"):
+        model = entangled_imagenet.PUBLISHED[net]((3, 224, 224), 1000)
+    assert sum(each.numel() for each in model.parameters()) == entangled_imagenet.PARAMETERS[net]
+    probabilities = [module.p for module in model.modules() if is_dropout(module)]
+    assert set(probabilities) == {entangled_imagenet.DROPOUT[net]}
+
+
+@pytest.mark.parametrize("scale", entangled_imagenet.SMALL)
+def test_the_stand_ins_take_the_images_of_their_task(scale: str) -> None:
+    shape = {"tiny": (1, 7, 7), "small": (3, 28, 28)}[scale]
+    for net, build in entangled_imagenet.SMALL[scale].items():
+        model = build(shape, 10, dropout=0.2)
+        assert model(torch.zeros(2, *shape)).shape == (2, 10)
+        norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        assert norms == (net != entangled_imagenet.VGG)
 
 
 @pytest.mark.parametrize("net", entangled.NETS)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from homeostat.errors import InvalidValue
 from homeostat.parts.dropout import is_dropout
+from homeostat.parts.init import initialize_
 from homeostat.parts.norm import NORMS
 from homeostat.training.architectures import Beside, alexnet, inception
 from homeostat.training.models import mlp
@@ -167,3 +168,19 @@ def test_what_is_not_an_image_is_refused(build):
     for shape in ((784,), (28, 28), (3, 0, 28)):
         with pytest.raises(InvalidValue, match=r"input_shape must be \(channels, height, width\)"):
             build(shape, 10)
+
+
+def test_a_smaller_inception_has_the_modules_that_it_is_given():
+    network = inception((1, 7, 7), 3, stem=4, modules=((2, 3), (5,), (6, 7)))
+    assert [module for module in network.modules() if isinstance(module, Beside)]
+    assert network[-1].in_features == 13
+    assert network(images(2, 1, 7, 7)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("scheme", ["he_normal", "he"])
+def test_a_scale_that_is_a_constant_is_not_initialized(scheme):
+    network = inception((3, 8, 8), 3, stem=4, modules=((2, 3), (5,)))
+    initialize_(network, scheme, sample=images(8, 3, 8, 8) if scheme == "he" else None)
+    scales = [module.weight for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert scales
+    assert all(bool((scale == 1).all()) for scale in scales)

@@ -19,6 +19,7 @@ from homeostat.training.objective import Objective
         ({"dropout_schedule": "ramp"}, "dropout_schedule"),
         ({"mix_alpha": 0.2}, "mix_alpha"),
         ({"strip": 3}, "strip"),
+        ({"schedule": "cosine", "gamma": 0.5}, "gamma"),
         ({"min_delta": 0.1}, "min_delta"),
         ({"init": "he", "residual": "zero"}, "residual"),
         ({"clip_value": 1e6}, "clip_value"),

@@ -19,6 +19,8 @@ SETTINGS = st.fixed_dictionaries(
         "augment": st.sampled_from(["none", "crop", "crop+flip", "noise+cutout"]),
         "batch_size": st.integers(1, 10_000) | st.just("full"),
         "epochs": st.integers(1, 1000),
+        "schedule": st.sampled_from(["constant", "exponential"]),
+        "gamma": st.floats(0, 1, exclude_min=True),
         "compile": st.booleans(),
     },
 )
@@ -62,6 +64,9 @@ def test_a_recipe_cannot_be_changed_but_varied():
         ({"widths": "128xbig"}, "widths must be a valid integer"),
         ({"widths": "128x0"}, "widths must hold positive whole numbers"),
         ({"widths": ()}, "widths must hold positive whole numbers"),
+        ({"gamma": 0}, "gamma must be greater than 0, but got 0"),
+        ({"gamma": 1.05}, "gamma must be less than or equal to 1, but got 1.05.*after every epoch"),
+        ({"schedule": "exponentially"}, "unknown schedule 'exponentially'. Did you mean 'exponential'"),
         ({"epochs": 0}, "epochs must be greater than or equal to 1"),
         ({"epochs": 5, "warmup_epochs": 6}, r"warmup_epochs must be at most epochs \(5\)"),
         ({"augment": "crop+crop"}, "augment must name each augmentation once"),

@@ -10,6 +10,7 @@ from homeostat.claims.themes import (
     dropout_training,
     early_stopping,
     entangled,
+    entangled_imagenet,
     initialization,
     initialization_training,
     normalization_altered,
@@ -33,7 +34,7 @@ THEMES: dict[str, tuple[Claim, ...]] = {
     "Normalization in use": normalization_use.CLAIMS,
     "Penalties and stopping": (*penalties.CLAIMS, *early_stopping.CLAIMS),
     "Optimization and architecture": (*optimization.CLAIMS, *convolution.CLAIMS),
-    "Together": (*regularization.CLAIMS, *entangled.CLAIMS),
+    "Together": (*regularization.CLAIMS, *entangled.CLAIMS, *entangled_imagenet.CLAIMS),
 }  # fmt: skip
 CLAIMS: dict[str, Claim] = {claim.id: claim for claims in THEMES.values() for claim in claims}
 

@@ -2,10 +2,13 @@
 
 Given 28x28 images of 3 channels and 10 outputs they have exactly as many trainable parameters as the paper's table 1
 says; they take images of any size and number of channels. The paper's multilayer perceptrons are `mlp` with widths of
-512 or 512, 512, 512. As all built-in models, they draw their weights from torch's global generator.
+512 or 512, 512, 512; its networks for ImageNet are in `imagenet`, with which this file shares its pieces. As all
+built-in models, they draw their weights from torch's global generator.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from homeostat.parts.dropout import make_dropout
 from homeostat.parts.norm import make_norm
 
 _SHIFTLESS = ("none", "rms")  # after these a convolution needs a bias of its own
+_MODULES = ((32, 32), (32, 48), (80,), (112, 48), (96, 64), (80, 80), (48, 96), (96,), (176, 160), (176, 160))
 
 
 def alexnet(
@@ -49,15 +53,15 @@ def alexnet(
         >>> sum(parameter.numel() for parameter in network.parameters())
         1387786
     """
-    channels, height, width = _images("alexnet", input_shape)
+    channels, height, width = image_sides("alexnet", input_shape)
     layers: list[nn.Module] = [make_dropout(input_dropout)] if input_dropout else []
     for before in (channels, 64):
-        layers += [*_convolution(before, 64, 5, norm, activation), nn.MaxPool2d(3, stride=2, padding=1)]
+        layers += [*convolution(before, 64, 5, norm, activation, scale=False), nn.MaxPool2d(3, stride=2, padding=1)]
         layers.append(nn.LocalResponseNorm(9, alpha=1e-3, beta=0.75, k=1.0))
         height, width = _halved(height), _halved(width)
     layers.append(nn.Flatten())
     for before, after in ((64 * height * width, 384), (384, 192)):
-        layers += [nn.Linear(before, after), _norm_act(norm, after, 0, activation)]
+        layers += [nn.Linear(before, after), norm_act(norm, after, 0, activation)]
         layers += [make_dropout(dropout, dropout_kind)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(192, outputs))
 
@@ -67,6 +71,8 @@ def inception(
     outputs: int,
     *,
     activation: str = "relu",
+    stem: int = 96,
+    modules: Sequence[tuple[int, ...]] = _MODULES,
     norm: str = "batch",
     dropout: float = 0.0,
     dropout_kind: str = "element",
@@ -83,6 +89,8 @@ def inception(
 
     Args:
         input_shape: channels, height and width, without the batch; any size.
+        stem: channels of the first convolution.
+        modules: the (1x1, 3x3) channels of a module, or (3x3,) of one that halves the resolution.
         norm: a kind of `make_norm`; "none" for the network without batch normalization.
         dropout: before the readout, where GoogLeNet has it.
         dropout_kind: a kind of `make_dropout`.
@@ -94,20 +102,19 @@ def inception(
         >>> sum(parameter.numel() for parameter in network.parameters())
         1649402
     """
-    channels, _, _ = _images("inception", input_shape)
+    channels, _, _ = image_sides("inception", input_shape)
     layers: list[nn.Module] = [make_dropout(input_dropout)] if input_dropout else []
-    layers += _convolution(channels, 96, 3, norm, activation)
-    channels = 96
-    # (1x1, 3x3) channels of a module, or (3x3,) of one that halves the resolution
-    for widths in ((32, 32), (32, 48), (80,), (112, 48), (96, 64), (80, 80), (48, 96), (96,), (176, 160), (176, 160)):
+    layers += convolution(channels, stem, 3, norm, activation, scale=False)
+    channels = stem
+    for widths in modules:
         if len(widths) == 2:
             sides = [
-                _convolution(channels, width, size, norm, activation)
+                convolution(channels, width, size, norm, activation, scale=False)
                 for width, size in zip(widths, (1, 3), strict=True)
             ]
             channels = sum(widths)
         else:
-            halving = _convolution(channels, widths[0], 3, norm, activation, stride=2)
+            halving = convolution(channels, widths[0], 3, norm, activation, stride=2, scale=False)
             sides = [halving, [nn.MaxPool2d(3, stride=2, padding=1)]]
             channels += widths[0]
         layers.append(Beside(*(nn.Sequential(*side) for side in sides)))
@@ -126,19 +133,46 @@ class Beside(nn.ModuleList):
         return torch.cat([side(input) for side in self], dim=1)
 
 
-def _convolution(before: int, after: int, size: int, norm: str, activation: str, stride: int = 1) -> list[nn.Module]:
-    """Convolution, norm and activation; of odd size, padded to keep the resolution, or to halve it rounding up."""
-    convolution = nn.Conv2d(before, after, size, stride=stride, padding=size // 2)
-    if norm not in _SHIFTLESS:  # drawn all the same, so that networks with and without norm share their weights
-        convolution.bias = None
-    return [convolution, _norm_act(norm, after, 2, activation)]
+def convolution(
+    before: int,
+    after: int,
+    size: int | tuple[int, int],
+    norm: str,
+    activation: str,
+    *,
+    stride: int = 1,
+    padded: bool = True,
+    scale: bool = True,
+) -> list[nn.Module]:
+    """Convolution, norm and activation.
+
+    Args:
+        size: odd: of both sides, or (height, width).
+        padded: to keep the resolution, or to halve it rounding up; False: positions that lie wholly inside alone.
+        scale: see `norm_act`.
+    """
+    height, across = (size, size) if isinstance(size, int) else size
+    padding = (height // 2, across // 2) if padded else 0
+    layer = nn.Conv2d(before, after, size, stride=stride, padding=padding)
+    return [without_bias(layer, norm), norm_act(norm, after, 2, activation, scale=scale)]
 
 
-def _norm_act(norm: str, channels: int, dims: int, activation: str) -> nn.Module:
+def without_bias(layer: nn.Conv2d, norm: str) -> nn.Conv2d:
+    """The layer without the bias that a norm behind it makes superfluous.
+
+    It is drawn all the same before, so that networks with and without norm share their weights.
+    """
+    if norm not in _SHIFTLESS:
+        layer.bias = None
+    return layer
+
+
+def norm_act(norm: str, channels: int, dims: int, activation: str, *, scale: bool = True) -> nn.Module:
+    """Norm and activation in one module; without `scale`, batch normalization of convolutions shifts alone."""
     if norm == "none":
         return make_activation(activation)
     layer = make_norm(norm, channels, dims, activation)
-    if norm == "batch" and dims == 2:
+    if norm == "batch" and dims == 2 and not scale:
         # A constant, not a parameter; still in the state_dict, so that weights load into torch's layer and back.
         del layer.weight
         layer.register_buffer("weight", torch.ones(channels))
@@ -149,7 +183,11 @@ def _halved(size: int) -> int:
     return (size + 1) // 2
 
 
-def _images(where: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+def image_sides(where: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width of an input shape.
+
+    Raises: InvalidValue, in the name of `where`, if it is not that of images.
+    """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise invalid(where, "input_shape", "be (channels, height, width)", tuple(input_shape))
     channels, height, width = input_shape

@@ -94,7 +94,10 @@ class Recipe(BaseModel):
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adamw", description="the update rule")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; beta1 of adam and adamw")
     lr: float | None = Field(None, gt=0, description="peak learning rate; none: 0.001 for adam(w), 0.05 for sgd")
-    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="course of the learning rate")
+    schedule: Literal["constant", "cosine", "step", "exponential"] = Field(
+        "constant", description="course of the learning rate"
+    )
+    gamma: float = Field(0.95, gt=0, le=1, description="what schedule=exponential multiplies by after every epoch")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from 0 to lr, in epochs")
     batch_size: int | Literal["full"] = Field(64, description="examples per step; full: the whole training split")
     epochs: int = Field(20, ge=1, description="passes over the training split")

@@ -89,7 +89,10 @@ class Update:
         """The learning rate of a step."""
         recipe = self.recipe
         warmup = round(recipe.warmup_epochs * self.steps)
-        return recipe.learning_rate * learning_rate_factor(step, recipe.epochs * self.steps, warmup, recipe.schedule)
+        total = recipe.epochs * self.steps
+        return recipe.learning_rate * learning_rate_factor(
+            step, total, warmup, recipe.schedule, gamma=recipe.gamma, per_epoch=self.steps
+        )
 
     def warn_if_idle(self) -> None:
         """Say so if clipping was asked for and never acted."""

@@ -2,13 +2,15 @@
 
 The networks are those of Zhang et al. 2017 (arXiv:1611.03530), with exactly as many parameters; for a small stand-in
 there are five with the same roles. Every image is cropped by an eighth of its side, at the center or at random, and
-whitened on its own. Random, by the seed, in weights, order and crops.
+whitened on its own. How effects are taken apart is shared with `entangled_imagenet`. Random, by the seed, in weights,
+order and crops.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.study.running.runner import Trial
 from homeostat.training.architectures import alexnet, inception
+from homeostat.training.loop import Fit
 from homeostat.training.models import ResNet, cnn, mlp
 from homeostat.training.task import Task
 
@@ -33,7 +36,9 @@ NETS = (INCEPTION, WITHOUT, ALEXNET, DEEP, FLAT)
 PARAMETERS = {INCEPTION: 1_649_402, WITHOUT: 1_649_402, ALEXNET: 1_387_786, DEEP: 1_735_178, FLAT: 1_209_866}
 """What the table says, for 28×28 pixels of three colors and ten classes."""
 _RATES = {INCEPTION: 0.1, WITHOUT: 0.01, ALEXNET: 0.01, DEEP: 0.01, FLAT: 0.01}
-_NEGLIGIBLE = 0.01
+NEGLIGIBLE = 0.01
+"""Of accuracy: what is less makes no difference."""
+_SWITCHES = ("crop", "decay")
 
 
 def _perceptron(widths: tuple[int, ...], shape: Shape, outputs: int) -> nn.Module:
@@ -99,17 +104,17 @@ def cropped(side: int) -> int:
     return side - side // 8
 
 
-def _build(networks: str, net: str, shape: Shape, outputs: int, random: bool) -> nn.Module:
-    known = {"published": PUBLISHED, "small": SMALL}[networks]
+def _build(build: Build, shape: Shape, outputs: int, random: bool) -> nn.Module:
     inner = (shape[0], cropped(shape[1]), cropped(shape[2]))
-    return Cropped(known[net](inner, outputs), random)
+    return Cropped(build(inner, outputs), random)
 
 
 @functools.cache
-def _task(part: Task, networks: str, net: str, random: bool) -> Task:
+def cropped_task(part: Task, build: Build, random: bool) -> Task:
+    """The task with a network that sees crops, whitened, at random places in training if they are `random`."""
     return Task(
         data=part.data,
-        model=functools.partial(_build, networks, net, part.input_shape, part.outputs, random),
+        model=functools.partial(_build, build, part.input_shape, part.outputs, random),
         name=part.name,
         classes=part.classes,
         standardize=False,
@@ -130,9 +135,14 @@ def entangled(
     recipe: dict[str, Any],
 ) -> dict[str, float]:
     """The metrics of one line of the table, its test accuracy with 10 % where it diverged, and its parameters."""
-    known = _task(experiments.part_of(task, train, valid, test), networks, config["net"], config["crop"] == "yes")
+    build = {"published": PUBLISHED, "small": SMALL}[networks][config["net"]]
+    known = cropped_task(experiments.part_of(task, train, valid, test), build, config["crop"] == "yes")
     changes = {"l2": decay if config["decay"] == "yes" else 0.0, "lr": _RATES[config["net"]]}
-    found = experiments.fitted(changes, seed, trial, task=known, recipe=recipe)
+    return scored(experiments.fitted(changes, seed, trial, task=known, recipe=recipe))
+
+
+def scored(found: Fit) -> dict[str, float]:
+    """The metrics of a fit of ten classes, with guessing's accuracy as score where it diverged, and its parameters."""
     return {
         **found.metrics,
         "score": 0.1 if found.metrics["diverged"] else found.metrics["test_accuracy"],
@@ -140,72 +150,122 @@ def entangled(
     }
 
 
-def _effects(runs: Runs) -> pd.DataFrame:
-    """By seed and net: what crop and decay do to the score, averaged over the other, and to each other's effect."""
-    rows = []
+def effects(runs: Runs, switches: Sequence[str]) -> pd.DataFrame:
+    """By seed, for (what, net): what a switch changes in the score, or two of them in each other's effect ("a × b").
+
+    Each is averaged over the other switches; seeds without all combinations of a net have no number for it.
+    """
+    columns: dict[tuple[str, Hashable], dict[Hashable, float]] = {}
     for (seed, net), own in runs.trials.groupby(["seed", "net"]):
-        table = own.set_index(["crop", "decay"])["score"]
-        if len(table) < 4:
+        if len(own) < 2 ** len(switches):
             continue
-        both, crop, decay, none = (table[key] for key in (("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no")))
-        for what, value in (
-            ("crop", (both + crop - decay - none) / 2),
-            ("decay", (both + decay - crop - none) / 2),
-            ("both", both - crop - decay + none),
-        ):
-            rows.append({"seed": seed, "net": net, "what": what, "effect": value})
-    return pd.DataFrame(rows, columns=["seed", "net", "what", "effect"])
+        signs = {name: np.where(own[name] == "yes", 1.0, -1.0) for name in switches}
+        score = own["score"].to_numpy(dtype=float)
+        found = {name: (sign * score).sum() for name, sign in signs.items()}
+        for one, other in itertools.combinations(switches, 2):
+            found[f"{one} × {other}"] = 2 * (signs[one] * signs[other] * score).sum()
+        for what, total in found.items():
+            columns.setdefault((what, net), {})[seed] = total / 2 ** (len(switches) - 1)
+    return pd.DataFrame(columns).rename_axis(columns=["what", "net"])
 
 
-def _interactions(runs: Runs) -> dict[str, Interval]:
-    """The five contrasts that the criterion names, with intervals for all five at once."""
-    table = _effects(runs).pivot_table(index="seed", columns=["what", "net"], values="effect").reindex(
-        columns=pd.MultiIndex.from_product([("crop", "decay", "both"), NETS])
-    ).dropna()  # fmt: skip
+def averaged(table: pd.DataFrame, what: str, nets: Sequence[str]) -> np.ndarray:
+    """An effect by seed, the mean over some nets."""
+    return table[[(what, net) for net in nets]].to_numpy(dtype=float).mean(axis=1)
 
-    def apart(what: str, first: tuple[str, ...], second: tuple[str, ...]) -> np.ndarray:
-        one, other = (np.mean([table[what, net] for net in nets], axis=0) for nets in (first, second))
-        gap: np.ndarray = one - other
-        return gap
 
-    layered, perceptrons = (INCEPTION, WITHOUT, ALEXNET), (DEEP, FLAT)
-    contrasts = {
-        "crop × decay": np.mean([table["both", net] for net in NETS], axis=0),
-        "crop × convolution": apart("crop", layered, perceptrons),
-        "decay × convolution": apart("decay", layered, perceptrons),
-        "crop × batch norm": apart("crop", (INCEPTION,), (WITHOUT,)),
-        "decay × batch norm": apart("decay", (INCEPTION,), (WITHOUT,)),
-    }
+def apart(table: pd.DataFrame, what: str, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+    """An effect by seed: how much larger it is with some nets than with others."""
+    return averaged(table, what, first) - averaged(table, what, second)
+
+
+def at_once(contrasts: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """Their means over seeds, with intervals for all at once (Bonferroni)."""
     # what rounding leaves of no difference is none
     return {name: mean_interval(values.round(9), 1 - 0.05 / len(contrasts)) for name, values in contrasts.items()}
 
 
-def _judge_entangled(runs: Runs) -> Verdict:
-    found = _interactions(runs)
+def decides(found: Mapping[str, Interval]) -> tuple[Word, str]:
+    """Holds if one of the interactions excludes 0, fails if all are negligible; and the clearest of them."""
     seen = [name for name, each in found.items() if decided(each) != "undecided"]
-    alone = all(each.low > -_NEGLIGIBLE and each.high < _NEGLIGIBLE for each in found.values())
-    word: Word = "holds" if seen else "fails" if alone else "undecided"
+    alone = all(each.low > -NEGLIGIBLE and each.high < NEGLIGIBLE for each in found.values())
     clear = {name: abs(each.estimate) / (each.high - each.low + 1e-12) for name, each in found.items()}
     clearest = max(clear, key=lambda name: np.nan_to_num(clear[name], nan=-1.0))
-    names = _names(runs)
-    plain = runs.where(crop="no", decay="no").groupby("net")[["train_accuracy", "score", "parameters"]].mean()
-    told = ", ".join(
-        f"{names[net]} ({count:,.0f} parameters) {100 * fitted:.1f} and {100 * score:.1f} %"
-        for net in NETS
-        for fitted, score, count in plain[plain.index == net].to_numpy().tolist()
-    )
-    crop, decay = (
-        100 * _effects(runs).groupby("what")["effect"].mean().get(what, np.nan) for what in ("crop", "decay")
-    )
+    return "holds" if seen else "fails" if alone else "undecided", clearest
+
+
+def verdict(
+    runs: Runs, found: Mapping[str, Interval], switches: Mapping[str, str], names: Mapping[str, str]
+) -> Verdict:
+    """The verdict on interactions, with what the nets reach without any switch and with all, and what each changes.
+
+    Args:
+        switches: what they are called in a sentence.
+        names: of the nets, in their order.
+    """
+    word, clearest = decides(found)
+    sizes = runs.trials.groupby("net")["parameters"].mean()
+    counted = ", ".join(f"{names[net]} {sizes[net]:,.0f}" for net in names if net in sizes)
+    means = 100 * effects(runs, list(switches)).mean().groupby("what").mean().reindex(list(switches))
+    changes = [f"{said} by {means[name]:+.1f}".replace("-", "−") for name, said in switches.items()]
     return Verdict(
         word,
         f"{clearest} {points(found[clearest])}",
-        f"Training and test accuracy with neither: {told}. On average a random crop changes test accuracy by "
-        f"{crop:+.1f} points and decay by {decay:+.1f}. Interactions, for all five at once: "
+        f"Parameters: {counted}. Training and test accuracy with none: {_reached(runs, switches, 'no', names)}; with "
+        f"all: {_reached(runs, switches, 'yes', names)}. On average, test accuracy is changed by "
+        f"{', '.join(changes[:-1])} and {changes[-1]} points. Interactions, for all {len(found)} at once: "
         + "; ".join(f"{name} {points(each)}" for name, each in found.items())
         + "."
         + more(word, found[clearest]),
     )
+
+
+def _reached(runs: Runs, switches: Iterable[str], level: str, names: Mapping[str, str]) -> str:
+    """Training and test accuracy of every net with all switches at one level."""
+    means = runs.where(**dict.fromkeys(switches, level)).groupby("net")[["train_accuracy", "score"]].mean()
+    return ", ".join(
+        f"{names[net]} {100 * fitted:.1f} and {100 * score:.1f} %"
+        for net in names
+        for fitted, score in means[means.index == net].to_numpy().tolist()
+    )
+
+
+def drawn(runs: Runs, switches: Mapping[str, str], names: Mapping[str, str], alt: str) -> Picture:
+    """What every switch changes in every net's test accuracy; both by the names that the figure gives them."""
+    table = 100 * effects(runs, list(switches))
+    rows = [
+        {"what": what, "net": net, "points": value}
+        for what in switches
+        for net in names
+        if (what, net) in table
+        for value in table[what, net].dropna()
+    ]
+    return draw.levels(
+        pd.DataFrame(rows, columns=["what", "net", "points"]), ["what", "net"], "points",
+        across="change of test accuracy, points", line=0.0, alt=alt,
+        names={(what, net): f"{said}, {name}" for what, said in switches.items() for net, name in names.items()},
+    )  # fmt: skip
+
+
+def _interactions(runs: Runs) -> dict[str, Interval]:
+    """The five contrasts that the criterion names."""
+    table = effects(runs, _SWITCHES).reindex(
+        columns=pd.MultiIndex.from_product([(*_SWITCHES, "crop × decay"), NETS])
+    ).dropna()  # fmt: skip
+    layered, perceptrons = (INCEPTION, WITHOUT, ALEXNET), (DEEP, FLAT)
+    return at_once(
+        {
+            "crop × decay": averaged(table, "crop × decay", NETS),
+            "crop × convolution": apart(table, "crop", layered, perceptrons),
+            "decay × convolution": apart(table, "decay", layered, perceptrons),
+            "crop × batch norm": apart(table, "crop", (INCEPTION,), (WITHOUT,)),
+            "decay × batch norm": apart(table, "decay", (INCEPTION,), (WITHOUT,)),
+        }
+    )
+
+
+def _judge_entangled(runs: Runs) -> Verdict:
+    return verdict(runs, _interactions(runs), {"crop": "a random crop", "decay": "decay"}, _names(runs))
 
 
 def _names(runs: Runs) -> Mapping[str, str]:
@@ -213,15 +273,8 @@ def _names(runs: Runs) -> Mapping[str, str]:
 
 
 def _draw_entangled(runs: Runs) -> Picture:
-    frame = _effects(runs)
-    frame = frame[frame["what"] != "both"].assign(points=100 * frame["effect"], place=frame["net"].map(NETS.index))
-    names = _names(runs)
-    return draw.levels(
-        frame.sort_values(["what", "place"]), ["what", "net"], "points",
-        across="change of test accuracy, points", line=0.0,
-        alt="What a random crop and weight decay change in the test accuracy of five networks, with intervals.",
-        names={(what, net): f"{what}, {names[net]}" for what in ("crop", "decay") for net in NETS},
-    )  # fmt: skip
+    alt = "What a random crop and weight decay change in the test accuracy of five networks, with intervals."
+    return drawn(runs, dict(zip(_SWITCHES, _SWITCHES, strict=True)), _names(runs), alt)
 
 
 _FACTORS: dict[str, list[Any]] = {"net": list(NETS), "crop": ["no", "yes"], "decay": ["no", "yes"]}
@@ -238,7 +291,7 @@ CLAIMS = (
         criterion="All 20 combinations under every seed; a run that diverged counts as guessing, 10 %. Five "
         "interactions, with intervals for all at once (Bonferroni): crop × decay; crop and decay × convolution, three "
         "nets against the two MLPs; crop and decay × batch norm. Holds if one excludes 0; fails if all five lie "
-        f"within ±{100 * _NEGLIGIBLE:g} point.",
+        f"within ±{100 * NEGLIGIBLE:g} point.",
         experiment=entangled, judge=_judge_entangled, draw=_draw_entangled,
         quick=Setup("digits, 300 training images of 8×8 cropped to 7×7; small networks in the same roles; 20 epochs, "
                     "L2 of 0.005", _FACTORS, 5, {"task": "digits", "train": 300, "valid": 50, "test": None,

@@ -76,7 +76,8 @@ def _targets(name: str, layer: nn.Module) -> Iterator[Target]:
     elif isinstance(layer, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
         wanted = {"weight": "one", "bias": "zero"}
     for attribute, to in wanted.items():
-        if getattr(layer, attribute, None) is not None:
+        # a buffer in a parameter's place is a constant, such as the scale of a batch norm that only shifts
+        if getattr(layer, attribute, None) is not None and attribute not in layer._buffers:
             yield Target(f"{name}.{attribute}" if name else attribute, layer, attribute, to)
 
 
