@@ -12,7 +12,7 @@ help:
 	@echo "make check   format, lint, types and the floors of the house"
 	@echo "make bench   the measurements behind the documented figures"
 	@echo "make docs    the figures and tables of docs/ from the code"
-	@echo "make claims  the quick form of every claim and docs/claims/quick (ten minutes on two cores)"
+	@echo "make claims  the quick form of every claim and the table in docs/claims (ten minutes on two cores)"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -69,8 +69,7 @@ docs: $(READY)
 
 claims: $(READY)
 	$(BIN)/homeostat claims run --all --quick --out build/claims
-	rm -rf docs/claims/quick && mkdir -p docs/claims/quick
-	cd build/claims/quick && cp --parents README.md */figure.svg ../../../docs/claims/quick
+	$(BIN)/python docs/verdicts.py build/claims
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

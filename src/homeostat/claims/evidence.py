@@ -27,6 +27,7 @@ class Evidence:
         figure: the same as a picture.
         setup: how it was run.
         scale: "quick" or "full".
+        date: on which it was begun, "2026-11-22".
         seconds: for which it ran, over all its runs.
         environment: machine and versions.
         failures: of trials that did not end well, the last texts.
@@ -38,6 +39,7 @@ class Evidence:
     figure: Picture
     setup: Setup
     scale: str
+    date: str
     seconds: float
     environment: Mapping[str, str]
     failures: tuple[str, ...] = ()
@@ -70,6 +72,7 @@ class Evidence:
             "seeds": self.setup.seeds,
             "data": self.setup.data,
             "scale": self.scale,
+            "date": self.date,
             "seconds": round(self.seconds, 1),
             "command": self.command,
             "environment": dict(self.environment),

@@ -83,6 +83,7 @@ def _card(evidence: Evidence) -> dict[str, Any]:
         ("Data", setup.data),
         ("Varied", varied),
         ("Seeds", str(setup.seeds)),
+        ("Begun", evidence.date),
         ("Source", claim.source),
         ("Others", claim.literature),
     ]

@@ -124,6 +124,6 @@ def _judged(claim: Claim, setup: Setup, scale: str, ledger: Ledger) -> Evidence:
     if len(curves):
         curves = curves.merge(trials[["trial", *factors]], on="trial")
     runs = Runs(frame, curves, setup)
-    return Evidence(
-        claim, claim.judge(runs), frame, claim.draw(runs), setup, scale, ledger.spent, environment.describe(), failures
-    )
+    date = time.strftime("%Y-%m-%d", time.localtime(ledger.created))
+    told = (setup, scale, date, ledger.spent, environment.describe(), failures)
+    return Evidence(claim, claim.judge(runs), frame, claim.draw(runs), *told)

@@ -69,7 +69,8 @@ class Update:
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # what zero_grad does, without its bookkeeping
+            parameter.grad = None
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         if recipe.l1 or recipe.l2:

@@ -20,13 +20,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from homeostat.errors import HomeostatError, invalid_type
-from homeostat.study.running import worker
-from homeostat.study.running.runner import Objective
+
+if TYPE_CHECKING:
+    from homeostat.study.running.runner import Objective
+    from homeostat.study.running.worker import Orders
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
@@ -64,7 +66,7 @@ def warm(preload: Sequence[str]) -> None:
             forkserver.ensure_running()
 
 
-def start(orders: worker.Orders, name: str, log: Path, preload: Sequence[str]) -> tuple[Connection, BaseProcess]:
+def start(orders: Orders, name: str, log: Path, preload: Sequence[str]) -> tuple[Connection, BaseProcess]:
     """Start the worker `name`.
 
     Args:
@@ -74,6 +76,8 @@ def start(orders: worker.Orders, name: str, log: Path, preload: Sequence[str]) -
     Returns: the pipe on which the worker speaks, and its process.
     Raises: HomeostatError if the system refuses.
     """
+    from homeostat.study.running import worker  # not before `warm`, which is to come first
+
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=worker.main, args=(orders, name, log, sender), name=f"worker {name[:8]}")
