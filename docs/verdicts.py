@@ -72,7 +72,8 @@ def _said(scale: str, found: list[dict[str, Any]]) -> str:
 def _cell(scale: str, found: dict[str, Any] | None) -> str:
     if found is None:
         return "not run"
-    number = f"{found['number']}; {found['seeds']} seeds, {found['trials']} trials"
+    seeds = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
+    number = f"{found['number']}; {seeds}, {found['trials']} trials"
     return f"**{found['verdict']}** {number} [figure]({scale}/{found['id']}.svg)"
 
 
