@@ -84,6 +84,9 @@ def main() -> None:
     for name, default in (("rounds", 10), ("seeds", 10), ("epochs", 300), ("draw", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background ignores it, and so do its children
     with tempfile.TemporaryDirectory() as folder:
         calm, hard = Path(folder) / "calm", Path(folder) / "hard"
         expected = undisturbed(command(calm, asked.seeds, asked.epochs))
