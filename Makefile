@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-# One test process more than cores: a third of the time a test waits for the processes it has started.
-PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
 .PHONY: help demo test check format bench docs claims clean
 
@@ -29,7 +27,7 @@ demo: $(READY)
 	$(BIN)/homeostat study digits --out studies/demo
 
 test: check
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q --numprocesses $(PROCESSES) --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,15 +1,17 @@
 """Two workers against one: the same studies as whole processes, in turns, and what two processes gain here at most.
 
 Studies: the demo (digits, an mlp, 160 trials) and the small cnn on 28x28 images of `throughput.py`; and what two
-processes at once do against one for pieces of such work: a matrix product that fits a core's cache, a convolution, and
-copies of large arrays, which share the machine's memory. No study can scale better than what its trials are made of.
+processes at once do against one for pieces of such work: a matrix product that fits a core's cache, a convolution,
+copies of large arrays, which share the machine's memory; fits on digits, bare, or as trials of a ledger for each
+process, or of one ledger. No study can scale better than what its trials are made of.
 
-    python benchmarks/scaling.py [--rounds 3] [--seeds 5]
+    python benchmarks/scaling.py [--rounds 3] [--seeds 5] [--only pieces | fits | studies]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -25,10 +27,18 @@ from typing import Any
 import torch
 
 from homeostat import environment
+from homeostat.study.running.runner import Rules, work
+from homeostat.study.state.lease import Holder
 from homeostat.study.state.ledger import Ledger
+from homeostat.training.datasets import load_task
+from homeostat.training.objective import Objective
 from plain_tasks import FACTORS, TASKS
 
 HERE = Path(__file__).resolve().parent
+CONFIGS: list[dict[str, Any]] = [
+    dict(zip(FACTORS, levels, strict=True)) for levels in itertools.product(*FACTORS.values())
+]
+FITTING = 6.0  # seconds
 
 
 def piece(kind: str) -> Callable[[], Any]:
@@ -73,6 +83,44 @@ def gain(kind: str) -> float:
     return rates[1] / rates[0]
 
 
+def fits(way: str, folder: str, ready: SimpleQueue[None], found: SimpleQueue[float]) -> None:
+    """How many fits per second: bare, or as trials of the ledger in this folder."""
+    torch.set_num_threads(1)
+    objective = Objective(load_task("digits"))
+    for config in CONFIGS:  # whatever is compiled or imported late
+        objective(config | {"epochs": 1}, 0)
+    ledger = Ledger.open(Path(folder)) if way != "bare" else None
+    ready.put(None)
+    time.sleep(1)  # until the other is ready too
+    start, count = time.perf_counter(), 0
+    bare = (objective(CONFIGS[number % len(CONFIGS)], number) for number in itertools.count())
+    for _ in bare if ledger is None else work(ledger, objective, Holder.current(), Rules()):
+        count += 1
+        if time.perf_counter() - start > FITTING:
+            break
+    found.put(count / (time.perf_counter() - start))
+
+
+def fitted(way: str, processes: int) -> float:
+    """How many fits per second so many processes do."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as out:
+        folders = [f"{out}/{0 if way == 'one ledger' else place}" for place in range(processes)]
+        rows = [(place, seed, config) for seed in range(50) for place, config in enumerate(CONFIGS)]
+        for folder in sorted(set(folders)):
+            Ledger.create_or_open(Path(folder), {}, rows).close()
+        ready, found = context.SimpleQueue(), context.SimpleQueue()
+        started = [context.Process(target=fits, args=(way, folder, ready, found)) for folder in folders]
+        for process in started:
+            process.start()
+        for _ in started:
+            ready.get()
+        rate = sum(found.get() for _ in started)
+        for process in started:
+            process.join()
+    return rate
+
+
 def seconds(study: list[str], workers: int) -> tuple[float, float]:
     """How long a whole study takes, and the part of it in which trials run."""
     with tempfile.TemporaryDirectory() as out:
@@ -88,30 +136,50 @@ def seconds(study: list[str], workers: int) -> tuple[float, float]:
     return whole, trials
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=5)
-    asked = parser.parse_args()
-    print(" · ".join(f"{name} {value}" for name, value in environment.describe().items()))
+def pieces(rounds: int, _: int) -> None:
     for kind in ("matrix product", "convolution", "copy"):
-        values = [gain(kind) for _ in range(asked.rounds)]
+        values = [gain(kind) for _ in range(rounds)]
         print(
             f"two processes, {kind}: {statistics.median(values):.2f} times one, {min(values):.2f} to {max(values):.2f}"
         )
+
+
+def fits_compared(rounds: int, _: int) -> None:
+    rates: dict[tuple[str, int], list[float]] = {}
+    for _ in range(rounds):
+        for way, processes in itertools.product(("bare", "ledgers of their own", "one ledger"), (1, 2)):
+            rates.setdefault((way, processes), []).append(fitted(way, processes))
+    for way in dict.fromkeys(way for way, _ in rates):
+        one, two = (statistics.fmean(rates[way, processes]) for processes in (1, 2))
+        print(f"fits, {way}: {one:.2f} and {two:.2f} per second, {two / one:.2f} times as many", flush=True)
+
+
+def studies(rounds: int, seeds: int) -> None:
     factors = [word for name, levels in FACTORS.items() for word in ("-f", f"{name}={','.join(map(str, levels))}")]
-    studies = {
-        "digits": ["digits", "--seeds", str(asked.seeds)],
-        "cnn": ["throughput:images", *factors, "--seeds", str(asked.seeds), "--epochs", str(TASKS["cnn"].epochs)],
+    known = {
+        "digits": ["digits", "--seeds", str(seeds)],
+        "cnn": ["throughput:images", *factors, "--seeds", str(seeds), "--epochs", str(TASKS["cnn"].epochs)],
     }
-    for name, words in studies.items():
-        pairs = [(seconds(words, 1), seconds(words, 2)) for _ in range(asked.rounds)]
+    for name, words in known.items():
+        pairs = [(seconds(words, 1), seconds(words, 2)) for _ in range(rounds)]
         for place, part in enumerate(("whole", "trials")):
             ratios = [one[place] / two[place] for one, two in pairs]
             said = ", ".join(f"{one[place]:.1f} s and {two[place]:.1f} s" for one, two in pairs)
             print(
                 f"{name}, {part}: one worker and two {said}; {statistics.median(ratios):.2f} times as fast", flush=True
             )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", choices=["pieces", "fits", "studies"])
+    asked = parser.parse_args()
+    print(" · ".join(f"{name} {value}" for name, value in environment.describe().items()))
+    for part, measure in (("pieces", pieces), ("fits", fits_compared), ("studies", studies)):
+        if asked.only in (None, part):
+            measure(asked.rounds, asked.seeds)
 
 
 if __name__ == "__main__":
