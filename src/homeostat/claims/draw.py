@@ -127,7 +127,8 @@ def levels(
                 axes.plot([found.estimate], [row], "D", color=HELPS, markersize=7)
             gone = int((~np.isfinite(values)).sum())
             if gone or len(finite) < len(values):
-                lost = f"{gone} of {len(values)} not finite" if gone else f"{len(values) - len(finite)} are zero"
+                zeros = len(values) - len(finite)
+                lost = f"{gone} of {len(values)} not finite" if gone else f"{zeros} of {len(values)} zero"
                 axes.annotate(
                     lost, (1, row), (-4, 9), xycoords=("axes fraction", "data"), textcoords="offset points",
                     ha="right", va="center", fontsize=10.5, color=HURTS,

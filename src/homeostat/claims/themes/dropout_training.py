@@ -110,7 +110,7 @@ def _judge_features(runs: Runs) -> Verdict:
 
 def _draw_features(runs: Runs) -> Picture:
     frame = runs.trials.melt(["dropout", "seed"], ["correlation", "silent"], var_name="what", value_name="value")
-    names = {"correlation": "correlation of two units", "silent": "share of examples without activity"}
+    names = {"correlation": "correlation of two units", "silent": "examples without activity"}
     return draw.levels(
         frame.sort_values(["what", "dropout"], kind="stable"), ["what", "dropout"], "value",
         across="mean absolute correlation; share",
