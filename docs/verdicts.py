@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from homeostat.claims.gallery import tally
 from homeostat.claims.registry import CLAIMS
 from homeostat.page.text import duration
 
 PAGE = Path(__file__).parent / "claims"
 SCALES = ("quick", "full")
-WORDS = {"holds": "hold", "fails": "fail", "undecided": "undecided"}
 
 
 def main(source: Path) -> None:
@@ -59,8 +58,7 @@ def _said(scale: str, found: list[dict[str, Any]]) -> str:
     """In which state, where, when and for how long a form was run."""
     if not found:
         return f"**{scale}**: not run."
-    counts = Counter(each["verdict"] for each in found)
-    verdicts = ", ".join(f"{counts[word]} {verb}" for word, verb in WORDS.items() if counts[word])
+    verdicts = tally(each["verdict"] for each in found)
     part = "" if len(found) == len(CLAIMS) else f" of {len(found)} claims out of {len(CLAIMS)}"
     dates = sorted({each["date"] for each in found})
     places = sorted({" · ".join(f"{name} {text}" for name, text in each["environment"].items()) for each in found})

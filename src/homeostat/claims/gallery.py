@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,20 @@ def render(found: Sequence[Evidence]) -> str:
     return template.render("homeostat.claims", "gallery", context)
 
 
+def tally(words: Iterable[Word]) -> str:
+    """How many claims come to which verdict.
+
+    Example:
+        >>> tally(["holds", "undecided", "holds"])
+        '2 hold, 1 undecided'
+    """
+    counts = Counter(words)
+    return ", ".join(f"{counts[word]} {verb}" for word, verb in _VERBS.items() if counts[word])
+
+
 def summary(found: Sequence[Evidence]) -> str:
     """Verdicts as Markdown, for the folder in which the evidence of each claim has a folder of its own."""
-    counts = Counter(evidence.verdict.word for evidence in found)
-    said = ", ".join(f"{counts[word]} {verb}" for word, verb in _VERBS.items() if counts[word])
-    head = [f"# Verdicts: {said}", ""]
+    head = [f"# Verdicts: {tally(evidence.verdict.word for evidence in found)}", ""]
     if found:
         machine = " · ".join(f"{name} {text}" for name, text in found[0].environment.items())
         seconds = sum(evidence.seconds for evidence in found)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -52,16 +52,23 @@ def _run(loop: Any, large: Tensor, small: Tensor, places: Tensor) -> None:
     loop(large.dtype, threads, large.data_ptr(), small.data_ptr(), places.data_ptr(), *sizes)
 
 
+@njit(inline="always")
+def _top(a: Any, row: Any, size: Any) -> Any:
+    """The address at which the two rows of the input begin that a row of windows covers."""
+    half = a.height // 2
+    return a.x + (row // half * a.height + row % half * 2) * a.width * a.channels * size
+
+
 @kernel(_POOL)
 def _pool(real: Any) -> Any:
     record, size = _POOL.record, np.dtype(real).itemsize
 
     def run(block: Any) -> None:
         a = carray(block, (1,), record)[0]
-        half, line = a.height // 2, a.width * a.channels
+        line = a.width * a.channels
         begin, end = share(a, a.rows)
         for row in range(begin, end):
-            top = a.x + (row // half * a.height + row % half * 2) * line * size
+            top = _top(a, row, size)
             for window in range(a.windows):
                 left, at = top + window * 2 * a.channels * size, (row * a.windows + window) * a.channels
                 x0 = carray(pointer(left), (a.channels,), real)
@@ -95,10 +102,10 @@ def _spread(real: Any) -> Any:
 
     def run(block: Any) -> None:
         a = carray(block, (1,), record)[0]
-        half, line = a.height // 2, a.width * a.channels
+        line = a.width * a.channels
         begin, end = share(a, a.rows)
         for row in range(begin, end):
-            top = a.x + (row // half * a.height + row % half * 2) * line * size
+            top = _top(a, row, size)
             for window in range(a.windows):
                 at, x = (row * a.windows + window) * a.channels, top + window * 2 * a.channels * size
                 y, places, next_x, next_line = a.y + at * size, a.places + at, a.channels * size, line * size

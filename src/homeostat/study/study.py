@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +24,8 @@ from rich.console import Console
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, invalid_type, unknown
 from homeostat.study import configuration
-from homeostat.study.design import Design, Interactions, Kind, make_design
+from homeostat.study.arguments import as_count, as_number, design_of, homes
+from homeostat.study.design import Design, Interactions, Kind
 from homeostat.study.factors import Factor, Level
 from homeostat.study.remote.cluster import Cluster, as_cluster
 from homeostat.study.results.analysis import Analysis
@@ -176,7 +176,7 @@ class Study:
             raise invalid_type("Study", "objective", "be callable as objective(config, seed)", objective)
         self.objective = objective
         blocks = seeds if seeds is not None or isinstance(factors, Design) else 5 if until is None else MOST
-        self.design = _design(factors, blocks, design, resolution, runs, interactions)
+        self.design = design_of(factors, blocks, design, resolution, runs, interactions)
         self.until, self.grid = as_until(until, self.design), as_grid(tune, self.design)
         if self.until is not None and self.grid is not None:
             cure = "The level that suits a treatment best may change from seed to seed, and with it what was concluded."
@@ -185,16 +185,16 @@ class Study:
         self.goal = goal if goal is not None else getattr(objective, "goal", None) or "maximize"
         if self.goal not in ("maximize", "minimize"):
             raise unknown("Study", "goal", self.goal, ("maximize", "minimize"))
-        self.margin = _number("margin", margin)
-        self.workers = environment.available_cores() if workers is None else _count("workers", workers)
+        self.margin = as_number("margin", margin)
+        self.workers = environment.available_cores() if workers is None else as_count("workers", workers)
         self.on, self.track = as_cluster(on, workers), as_trackers(track)
-        self.retries = _count("retries", retries)
+        self.retries = as_count("retries", retries)
         self.timeout = limits.time_limit("Study", timeout)
         self.memory = limits.memory_limit("Study", memory)
         if not self.workers and (timeout, memory) != (None, None):
             cure = "Only a driver can end a worker; this process cannot end itself."
             raise invalid("Study", "timeout and memory", "not be given with workers=0", (timeout, memory), cure)
-        self.preload = _homes(objective) if preload is None else tuple(preload)
+        self.preload = homes(objective) if preload is None else tuple(preload)
         self.describe = describe if describe is not None else getattr(objective, "describe", None)
         self.info = dict(info or {})
         base = base if base is not None else getattr(objective, "base", {})
@@ -353,28 +353,6 @@ class Study:
                 check(self.configs)
 
 
-def _design(
-    factors: Design | Mapping[str, Sequence[Level]] | Iterable[Factor | str],
-    seeds: int | Sequence[int] | None,
-    kind: Kind,
-    resolution: int | None,
-    runs: int | None,
-    interactions: Interactions | None,
-) -> Design:
-    if not isinstance(factors, Design):
-        blocks = 5 if seeds is None else seeds
-        found = make_design(factors, blocks, kind, resolution, runs=runs, interactions=interactions)
-    elif kind != "auto" or any(given is not None for given in (seeds, resolution, runs, interactions)):
-        cure = "A Design says which seeds and treatments are run."
-        raise invalid("Study", "seeds, design and what belongs to it", "not be given besides a Design", seeds, cure)
-    else:
-        found = factors
-    for seed in found.seeds:
-        if not -(2**63) <= seed < 2**63:
-            raise invalid("Study", "each seed", "fit into 64 bits", seed)
-    return found
-
-
 def _load_report() -> tuple[Callable[..., Judged], Callable[..., Path]]:
     """What judges and what writes the report: they bring matplotlib, which the trials need not wait for."""
     from homeostat.study.judging import judge
@@ -387,24 +365,3 @@ def _mixed(ledger: Ledger) -> str:
     """That trials were run under different settings, and which."""
     lines = [line for other in ledger.accepted for line in configuration.differences(ledger.configuration, other)]
     return f"Trials were run under different settings, because of anyway: {'; '.join(dict.fromkeys(lines))}."
-
-
-def _homes(objective: Objective) -> tuple[str, ...]:
-    home = type(objective).__module__
-    return (home, *getattr(objective, "preload", ())) if home.startswith("homeostat.") else ()
-
-
-def _count(argument: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise invalid_type("Study", argument, "be an integer", value)
-    if value < 0:
-        raise invalid("Study", argument, "be at least 0", value)
-    return value
-
-
-def _number(argument: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise invalid_type("Study", argument, "be a number", value)
-    if not (math.isfinite(value) and value >= 0):
-        raise invalid("Study", argument, "be finite and at least 0", value)
-    return float(value)
