@@ -20,6 +20,7 @@ from homeostat.parts.ensemble import mc_dropout
 from homeostat.parts.prediction import mean_outputs
 from homeostat.training.recipe import Recipe
 from homeostat.training.sources import DatasetSource, Source, TensorSource
+from homeostat.training.tally import Tally
 from homeostat.training.task import Task
 
 _BATCH = 128  # examples; large enough to amortize a forward pass, small enough to stay in the caches
@@ -89,17 +90,6 @@ class Evaluation:
         """Whether `measure_finally` differs from `measure`."""
         return self.recipe.adapt != "none" or self.recipe.mc_samples > 0
 
-    def summarize(
-        self, split: str, losses: list[Tensor], outputs: list[Tensor], targets: list[Tensor]
-    ) -> dict[str, float]:
-        """The mean loss and the metric, from the batches' summed losses, outputs and targets."""
-        target = torch.cat(targets)
-        loss = float(torch.stack(losses).sum()) / len(target)
-        return {
-            f"{split}_loss": loss,
-            f"{split}_{self.task.metric_name}": self.task.measure(torch.cat(outputs), target),
-        }
-
     def precision(self) -> AbstractContextManager[Any]:
         """The recipe's precision of a forward pass."""
         if self.recipe.precision == "float32":
@@ -108,16 +98,14 @@ class Evaluation:
 
     def _measured(self, predict: Predict, split: str, adapting: bool = False) -> dict[str, float]:
         criterion = self.task.loss_function()
-        losses, outputs, targets = [], [], []
+        tally = Tally(self.task)
         batches = _in_company(self._shuffled(split)) if adapting else self.batches(split, 0, _BATCH, shuffle=False)
         with seeds.isolated(self.seed, "evaluate", split):
             for input, target in batches:
                 with self.precision():
-                    output = predict(self.task.prepare(input))
-                outputs.append(output.detach().float())
-                losses.append(criterion(outputs[-1], target) * len(target))
-                targets.append(target)
-        return self.summarize(split, losses, outputs, targets)
+                    output = predict(self.task.prepare(input)).detach().float()
+                tally.add(criterion(output, target), output, target)
+        return tally.metrics(split)
 
     def _shuffled(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """A split's batches in a seeded order, each example once; in the split's own where that is the user's."""

@@ -31,6 +31,7 @@ from homeostat.training.inputs import Inputs, corrupted
 from homeostat.training.models import build_model, is_built_in
 from homeostat.training.recipe import Recipe
 from homeostat.training.sources import Source
+from homeostat.training.tally import Tally
 from homeostat.training.task import Task
 from homeostat.training.update import Update
 
@@ -148,7 +149,7 @@ class _Run:
         """One pass over the training split; the mean loss and the metric as the batches went by."""
         self.model.train()
         self.schedule_dropout(self.epoch)
-        losses, outputs, targets = [], [], []
+        tally = Tally(self.task)
         generator, mixing = (seeds.torch_generator(self.seed, purpose, self.epoch) for purpose in ("augment", "mix"))
         batches = self.evaluation.batches("train", self.epoch, self.recipe.batch_size, shuffle=True)
         # Masks, and whatever a user's dataset or model draws, come from torch's global generator.
@@ -163,10 +164,8 @@ class _Run:
                     self.update(loss, number)
                 else:
                     self.on_step(number, self.update.observed(loss, number))
-                losses.append(loss.detach() * len(target))
-                outputs.append(output.detach())
-                targets.append(target)
-        return self.evaluation.summarize("train", losses, outputs, targets)
+                tally.add(loss, output, target)
+        return tally.metrics("train")
 
     def schedule_dropout(self, epoch: int) -> None:
         """Give every dropout layer the probability of an epoch."""

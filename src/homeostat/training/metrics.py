@@ -39,11 +39,19 @@ class Loss:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric by name: `compute(outputs, targets) -> scalar` over a whole split, its goal, and the losses it suits."""
+    """A metric by name.
+
+    Attributes:
+        compute: (outputs, targets) -> scalar, over a whole split.
+        goal: which way it is good.
+        losses: the losses it suits.
+        right: (outputs, targets) -> bool, for a metric that is the share of what is true in it.
+    """
 
     compute: Callable[[Tensor, Tensor], Tensor]
     goal: Goal
     losses: tuple[str, ...]
+    right: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -92,11 +100,16 @@ def aligned(outputs: Tensor, targets: Tensor, where: str) -> tuple[Tensor, Tenso
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of right answers: the largest logit's class, or, for one logit per target, its sign."""
+    """The share of right answers."""
+    return is_right(outputs, targets).double().mean()
+
+
+def is_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether each answer is right: the largest logit's class, or, for one logit per target, its sign; bool."""
     if outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1:
-        return (outputs.argmax(1) == targets).double().mean()
+        return outputs.argmax(1) == targets
     outputs, targets = aligned(outputs, targets, "accuracy")
-    return ((outputs > 0) == (targets > 0.5)).double().mean()
+    return (outputs > 0) == (targets > 0.5)
 
 
 def rmse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -148,7 +161,7 @@ LOSSES = {
     "bce_with_logits": Loss(bce_with_logits, _probability_targets, "accuracy"),
 }
 METRICS = {
-    "accuracy": Metric(accuracy, "maximize", ("cross_entropy", "bce_with_logits")),
+    "accuracy": Metric(accuracy, "maximize", ("cross_entropy", "bce_with_logits"), is_right),
     "rmse": Metric(rmse, "minimize", ("mse", "mae")),
     "mae": Metric(mean_absolute_error, "minimize", ("mse", "mae")),
     "r2": Metric(r2, "maximize", ("mse", "mae")),
