@@ -24,14 +24,18 @@ def ran(id, tmp_path, seeds=2, factors=None, **settings):
     return claims.run(replace(claim, quick=quick), workers=0, out=tmp_path, progress=False)
 
 
-def judged(id, rows, seeds=8, **settings):
+def verdict_of(id, rows, seeds=8, **settings):
     """The verdict on a table with the seeds 0, 1, ...: `rows` gives (levels, metrics of a seed) for each treatment."""
     claim = CLAIMS[id]
     table = pd.DataFrame(
         [{**levels, "seed": seed, **metrics(seed)} for levels, metrics in rows for seed in range(seeds)]
     )
     setup = replace(claim.quick, settings={**claim.quick.settings, **settings})
-    return claim.judge(Runs(table, pd.DataFrame(), setup)).word
+    return claim.judge(Runs(table, pd.DataFrame(), setup))
+
+
+def judged(id, rows, **options):
+    return verdict_of(id, rows, **options).word
 
 
 def noise(seed, size, salt=0):
@@ -108,20 +112,29 @@ def test_inputs_are_given_as_they_are_or_standardized():
 
 
 @pytest.mark.parametrize(
-    ("lost", "spread", "apart", "word"),
-    [(0.6, 0.01, 1e-16, "holds"), (0.6, 0.01, 0.5, "fails"), (-0.1, 0.01, 0.0, "fails"), (0.01, 0.2, 0.0, "undecided")],
+    ("lost", "spread", "first", "trained", "word"),
+    [
+        (0.6, 0.01, 1e-16, 1e-16, "holds"),
+        (0.6, 0.01, 0.5, 0.5, "fails"),
+        (0.6, 0.01, 1e-16, 0.5, "fails"),
+        (-0.1, 0.01, 0.0, 0.0, "fails"),
+        (0.01, 0.2, 0.0, 0.0, "undecided"),
+    ],
 )
-def test_symmetry_is_judged(lost, spread, apart, word):
+def test_symmetry_is_judged(lost, spread, first, trained, word):
     def treatment(init, dtype):
-        own = {"he_normal": 0.9, "constant": 0.7, "zeros": apart}[init] if init == "he_normal" else apart
+        random = init == "he_normal"
         accuracy = 0.9 if init == "he_normal" else 0.9 - lost
         return {"init": init, "dtype": dtype}, lambda seed: {
-            "gradients_apart": own, "weights_apart": own, "gradients_within_unit": 0.5,
+            "gradients_apart": 0.9 if random else first, "weights_apart": 0.9 if random else trained,
+            "gradients_within_unit": 0.5,
             "test_accuracy": accuracy + noise(seed, spread, len(init)),
         }  # fmt: skip
 
     rows = [treatment(init, dtype) for init in ("he_normal", "constant", "zeros") for dtype in ("float64", "float32")]
-    assert judged("constant-init-symmetry", rows) == word
+    verdict = verdict_of("constant-init-symmetry", rows)
+    assert verdict.word == word
+    assert ("rounding" in verdict.says) == verdict.number.startswith("units") == (first < trained)
 
 
 @pytest.mark.parametrize(

@@ -61,20 +61,25 @@ def _judge_symmetry(runs: Runs) -> Verdict:
     )
     apart = drawn[["gradients_apart", "weights_apart"]].min(axis=1)
     single = runs.trials[(runs.trials["dtype"] == "float32") & runs.trials["init"].isin(_CONSTANT)]
+    first, trained = (float(equal[name].max()) for name in ("gradients_apart", "weights_apart"))
+    words: list[Word] = [
+        within(equal["gradients_apart"], 1e-9),
+        within(equal["weights_apart"], 1e-6),
+        "holds" if bool((apart > 0.1).all()) else "fails",
+        decided(lost),
+    ]
+    rounded = words[0] == "holds" and words[1] == "fails"
+    grown = (
+        f" At the start their gradients differ by {first:.1e} of their size. That is rounding, without which they "
+        "would stay equal; training multiplied it."
+    )
     return Verdict(
-        all_of(
-            [
-                within(equal["gradients_apart"], 1e-9),
-                within(equal["weights_apart"], 1e-6),
-                "holds" if bool((apart > 0.1).all()) else "fails",
-                decided(lost),
-            ]
-        ),
-        f"{points(lost)} of accuracy lost",
-        f"From equal weights, the units of a layer are {equal['weights_apart'].max():.1e} apart after training in "
-        f"float64 and {single['weights_apart'].max():.1e} in float32; from random ones {apart.min():.2f} or more. "
-        "It is units that stay equal: the gradients within a unit of the first layer differ with its inputs, by "
-        f"{equal['gradients_within_unit'].max():.2f} of their size.",
+        all_of(words),
+        f"units {trained:.2g} apart after training" if rounded else f"{points(lost)} of accuracy lost",
+        f"From equal weights, which cost {points(lost)} of accuracy, a layer's units are {trained:.1e} apart after "
+        f"training in float64 and {single['weights_apart'].max():.1e} in float32; from random ones {apart.min():.2f} "
+        f"or more.{grown if rounded else ''} It is units whose gradients are equal: within a unit of the first layer "
+        f"they differ with its inputs, by {equal['gradients_within_unit'].max():.2f} of their size.",
     )
 
 
@@ -275,8 +280,8 @@ CLAIMS = (
         draw=lambda runs: draw.levels(
             runs.trials, ["init", "dtype"], "weights_apart", line=0.0,
             across="distance between units of a layer after training, in units of their weights",
-            alt="Distance between the units of a hidden layer after training: none from zero or constant weights, in "
-            "float64 and float32, and a large one from random weights.",
+            alt="Distance between the units of a hidden layer after training, from random, constant and zero weights, "
+            "in float64 and in float32.",
             names={
                 (name, dtype): f"{label}, {dtype}"
                 for name, label in (("he_normal", "random"), ("constant", "all 0.01"), ("zeros", "all 0"))
