@@ -149,7 +149,7 @@ def test_a_plan_says_what_it_knows_and_what_it_does_not() -> None:
     assert text.startswith(design.describe())
     assert "4 seeds (128 trials) for every effect" in text
     assert "among all 21 effects together" in text
-    assert "It takes about 40 minutes: 160 trials of 60 seconds each on 4 workers." in text
+    assert "It takes about 40 min: 160 trials of 60 s each on 4 workers." in text
     assert "more than 1000" in str(plan(design, spread=1.0, delta=0.001))
 
 

@@ -45,8 +45,8 @@ def duration(seconds: float) -> str:
     """A time as people say it.
 
     Example:
-        >>> duration(0.034), duration(2.5), duration(161), duration(7500), duration(float("nan"))
-        ('34 ms', '2.5 s', '2 min 41 s', '2 h 5 min', '–')
+        >>> [duration(seconds) for seconds in (0.034, 2.5, 161, 7500, 300000, float("nan"))]
+        ['34 ms', '2.5 s', '2 min 41 s', '2 h 5 min', '3 d 11 h', '–']
     """
     if not math.isfinite(seconds):
         return "–"
@@ -55,7 +55,23 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes < 60 else roughly(seconds)
+
+
+def roughly(seconds: float) -> str:
+    """A time that is an estimate, as people say it: in whole seconds, and in whole minutes from one on.
+
+    Example:
+        >>> [roughly(seconds) for seconds in (0.4, 59, 61, 7300, 300000)]
+        ['1 s', '59 s', '1 min', '2 h 2 min', '3 d 11 h']
+    """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(round(whole / 60), 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def percent(confidence: float) -> str:

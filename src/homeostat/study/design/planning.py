@@ -18,6 +18,7 @@ from scipy import special
 
 from homeostat.errors import invalid, invalid_type
 from homeostat.inference import LinearModel
+from homeostat.page.text import duration, roughly
 from homeostat.study.design.design import Design
 from homeostat.study.design.model import Effect, effect_name
 from homeostat.study.factors import Factor, level_text
@@ -81,7 +82,7 @@ class Plan:
             return "How long it takes is not known without the time of a trial: give it, or a pilot study."
         workers = counted(self.workers, "worker")
         each = f"{counted(self.design.trials, 'trial')} of {duration(self.seconds)} each on {workers}"
-        return f"It takes about {duration(self.time)}: {each}."
+        return f"It takes about {roughly(self.time)}: {each}."
 
     def _detectable(self) -> str:
         found = self._largest("detectable", "every effect", "every main effect", "every interaction")
@@ -179,19 +180,6 @@ def noncentrality(df: np.ndarray, alpha: float, power: float) -> np.ndarray:
         enough = power_of_t(middle, df, alpha) >= power
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return np.where(np.asarray(df) > 0, high, np.nan)
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it.
-
-    Example:
-        >>> [duration(seconds) for seconds in (0.04, 12.3, 240, 9000, 300000)]
-        ['0.04 seconds', '12 seconds', '4 minutes', '2.5 hours', '3.5 days']
-    """
-    for size, word in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {word}"
-    return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
 def _variances(design: Design) -> pd.DataFrame:

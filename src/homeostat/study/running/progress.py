@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from homeostat.page.terminal import Printer
+from homeostat.page.text import roughly
 from homeostat.study.running.interim import Strongest
 from homeostat.study.running.local import Watch
 from homeostat.study.running.runner import Event
@@ -123,22 +124,8 @@ class _Teller:
         since = ended - (self._ended_before or 0)
         if since and not counts.ended:
             left = (counts.planned - ended) * (time.monotonic() - self._start) / since
-            parts.append(f"{'at most ' if counts.waiting else ''}{duration(left)} left")
+            parts.append(f"{'at most ' if counts.waiting else ''}{roughly(left)} left")
         return ", ".join(parts)
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    Example:
-        >>> [duration(s) for s in (0.4, 59, 61, 7300)]
-        ['1 s', '59 s', '1 min', '2 h 2 min']
-    """
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
