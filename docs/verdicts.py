@@ -39,7 +39,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def table(known: dict[str, dict[str, dict[str, Any] | None]]) -> str:
-    """The page: how either form was run, and a row per claim."""
+    """The page: how either form was run, a row per claim, and a section."""
     lines = [
         "# Verdicts",
         "",
@@ -49,9 +49,21 @@ def table(known: dict[str, dict[str, dict[str, Any] | None]]) -> str:
     lines += [f"- {_said(scale, [each for each in known[scale].values() if each])}" for scale in SCALES]
     lines += ["", f"| claim | what the lecture says | {' | '.join(SCALES)} |", "|---|---|---|---|"]
     for id, claim in CLAIMS.items():
-        cells = [id, claim.sentence, *(_cell(scale, known[scale][id]) for scale in SCALES)]
+        cells = [f"[{id}](#{id})", claim.sentence, *(_cell(scale, known[scale][id]) for scale in SCALES)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    for id in CLAIMS:
+        lines += ["", *_section(id, {scale: known[scale][id] for scale in SCALES})]
     return "\n".join(lines) + "\n"
+
+
+def _section(id: str, known: dict[str, dict[str, Any] | None]) -> list[str]:
+    """What was asked, what was seen, and beside it what others measured."""
+    claim = CLAIMS[id]
+    lines = [f"## {id}", "", f"{claim.hypothesis} ({claim.source})", "", claim.criterion, ""]
+    for scale, found in known.items():
+        if found is not None:
+            lines.append(f"- {scale}: {found['data']}. **{found['verdict']}**, {found['number']}. {found['says']}")
+    return [*lines, f"- others: {claim.literature}"] if claim.literature else lines
 
 
 def _said(scale: str, found: list[dict[str, Any]]) -> str:
