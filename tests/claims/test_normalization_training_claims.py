@@ -20,7 +20,7 @@ CLAIMS = {
 }
 SMALL = {"model": "mlp", "optimizer": "sgd", "widths": "16x16", "epochs": 2}
 FEWER = {
-    "bn-stop-gradient": ({"constant": ["neither", "mean", "deviation", "both"], "lr": [0.05]}, {"norm": "batch"}, {}),
+    "bn-stop-gradient": ({"constant": ["neither", "mean", "deviation", "both", "without"], "lr": [0.05]}, {}, {}),
     "bn-convergence": ({"norm": ["none", "batch"], "lr": [0.1, 3.0]}, {"epochs": 8}, {"target": 2.0}),
     "bn-saturating": ({"net": ["sigmoid 3", "tanh 4"], "norm": ["none", "batch"], "lr": [0.1]}, {"widths": None}, {}),
     "bn-init-robust": ({"norm": ["none", "batch"], "init_gain": [0.1, 1.4]}, {"init": "he_normal"}, {}),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,13 +168,24 @@ def test_kinds_are_judged() -> None:
 
 def test_depth_is_judged() -> None:
     def loss(model: str, depth: int, plain: float = 1.0, residual: float = -0.5) -> dict[str, float]:
-        return {"log_train_loss": -3.0 + (depth > 8) * (plain if model == "plain" else residual)}
+        rise = (depth > 8) * (plain if model == "plain" else residual)
+        return {"log_train_loss": -3.0 + rise, "train_accuracy": 0.9}
 
     id = "plain-vs-residual"
     assert judged(id, loss) == "holds"
     assert judged(id, lambda model, depth: loss(model, depth, residual=0.5)) == "fails"
     assert judged(id, lambda model, depth: loss(model, depth, plain=-0.2)) == "fails"
     assert judged(id, loss, noise=5.0) == "undecided"
+    verdict = CLAIMS[id].judge(planted(CLAIMS[id], lambda model, depth: loss(model, depth, residual=0.5)))
+    assert verdict.number.startswith("1.65 times")
+    assert verdict.number.endswith("residual")
+
+
+def test_a_net_that_diverged_counts_as_guessing_where_depth_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(metrics={"train_loss": math.nan, "diverged": 1.0})
+    monkeypatch.setattr(experiments, "fitted", lambda *_, **__: found)
+    measured = optimization.depth({}, 0, task="digits", examples=20, recipe={})
+    assert measured["log_train_loss"] == pytest.approx(math.log(math.log(10)))
 
 
 def test_memory_is_judged() -> None:
@@ -250,7 +263,7 @@ def test_the_table_of_imagenet_is_judged() -> None:
     assert judged(id, lambda **config: line(**config, size=0.0)) == "fails"
     assert judged(id, line, noise=0.5) == "undecided"
     verdict = CLAIMS[id].judge(planted(CLAIMS[id], line))
-    assert verdict.number.startswith("dropout × batch norm +4.0 points")
+    assert verdict.number.startswith("dropout × VGG or the others +4.0 points")
     assert "by augmentation by +0.1, dropout by +2.7 and decay by +2.1 points" in verdict.says
     assert "augmentation × decay +0.1 points" in verdict.says
 

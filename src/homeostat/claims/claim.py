@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from homeostat.errors import invalid
-from homeostat.inference import Interval, mean_interval, paired_interval
+from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.study.factors import Level
 
@@ -71,9 +71,10 @@ class Runs:
         return _where(self.trials, levels)
 
     def by_seed(self, metric: str, **levels: Level) -> pd.Series[float]:
-        """A metric by seed, the mean over the trials with these levels under each; what is not finite is left out."""
-        own = self.where(**levels)
-        return own[np.isfinite(own[metric].astype(float))].groupby("seed")[metric].mean()
+        """A metric by seed, the mean over its trials with these levels; NaN unless all of them are finite."""
+        trials = self.where(**levels).groupby("seed")[metric]
+        means = trials.agg(lambda own: own.astype(float).mean(skipna=False))
+        return means.where(np.isfinite(means) & (trials.size() == trials.size().max()))
 
     def values(self, metric: str, **levels: Level) -> pd.Series[float]:
         """The same where there has to be a value.
@@ -81,18 +82,17 @@ class Runs:
         Raises: InvalidValue where no trial has one.
         """
         found = self.by_seed(metric, **levels)
-        if found.empty:
+        if not found.notna().any():
             raise invalid("Runs.values", "levels", f"be those of trials with a finite {metric}", dict(levels))
         return found
 
     def mean(self, metric: str, **levels: Level) -> Interval:
         """A metric's mean over seeds with its 95 % interval."""
-        return mean_interval(self.values(metric, **levels).to_numpy())
+        return seed_mean(self.values(metric, **levels))
 
     def difference(self, metric: str, first: Mapping[str, Level], second: Mapping[str, Level]) -> Interval:
-        """Mean of first minus second over the seeds that both have, paired, with its 95 % interval; NaN for none."""
-        sides = [self.by_seed(metric, **levels) for levels in (first, second)]
-        return paired_interval(*np.asarray(pd.concat(sides, axis=1, join="inner"), dtype=float).T)
+        """Mean of first minus second over seeds, paired, with its 95 % interval; as `seed_mean` where one lacks it."""
+        return seed_mean(self.by_seed(metric, **first) - self.by_seed(metric, **second))
 
 
 def _where(frame: pd.DataFrame, levels: Mapping[str, Level]) -> pd.DataFrame:
@@ -173,6 +173,8 @@ def more(word: Word, *intervals: Interval, threshold: float = 0.0) -> str:
     """
     if word != "undecided":
         return ""
+    if any(np.isnan(each.low) and (np.isnan(each.estimate) or each.df > 0) for each in intervals):
+        return " Runs that diverged or never got there leave it open: other rates or longer training would decide it."
     seeds = 0.0
     for each in intervals:
         if decided(each, threshold) == "undecided":
@@ -188,16 +190,24 @@ def said(word: Word, number: str, says: str) -> Verdict:
     return Verdict(word, number, says + more(word))
 
 
-def finite_mean(values: pd.Series[float]) -> Interval:
-    """The mean of what is finite, with its interval."""
-    return mean_interval(values[np.isfinite(values)].to_numpy(dtype=float))
+def seed_mean(values: pd.Series[float]) -> Interval:
+    """The mean over seeds with its interval; without bounds if a seed has no value, as where it diverged.
+
+    What the other seeds say is then no more than what can be said of those that survive.
+
+    Example:
+        >>> seed_mean(pd.Series([1.0, 2.0, 3.0, np.nan]))[:3]
+        (2.0, nan, nan)
+    """
+    known = values[np.isfinite(values)].to_numpy(dtype=float)
+    found = mean_interval(known)
+    return found if len(known) == len(values) else Interval(found.estimate, np.nan, np.nan, df=found.df)
 
 
 def ratio(first: pd.Series[float], second: pd.Series[float]) -> Interval:
-    """The geometric mean of first / second over the seeds where both are positive, with its 95 % interval."""
-    pairs = pd.concat([first, second], axis=1, join="inner").to_numpy(dtype=float)
-    logs = np.log(pairs[(pairs > 0).all(axis=1) & np.isfinite(pairs).all(axis=1)])
-    found = mean_interval(logs[:, 0] - logs[:, 1])
+    """The geometric mean of first / second over seeds, with its 95 % interval; as `seed_mean` where one lacks it."""
+    above, below = (values.where(values > 0).map(np.log) for values in (first, second))
+    found = seed_mean(above - below)
     return Interval(float(np.exp(found.estimate)), float(np.exp(found.low)), float(np.exp(found.high)), df=found.df)
 
 
@@ -213,8 +223,21 @@ def all_of(words: Sequence[Word]) -> Word:
     return "undecided" if "undecided" in words else "holds"
 
 
+def settled(*parts: tuple[Word, str]) -> tuple[Word, str]:
+    """The verdict of a hypothesis with several parts, and the number of the first part that makes it what it is.
+
+    Example:
+        >>> settled(("holds", "+3 points"), ("fails", "12 epochs")), settled(("holds", "+3 points"), ("holds", "12"))
+        (('fails', '12 epochs'), ('holds', '+3 points'))
+    """
+    word = all_of([word for word, _ in parts])
+    return word, next(number for own, number in parts if own == word)
+
+
 def within(errors: pd.Series[float], tolerance: float) -> Word:
-    """The verdict of an identity: whether every error is at most the tolerance; NaN is not."""
+    """The verdict of an identity: whether every error is at most the tolerance; NaN is not, and none is undecided."""
+    if errors.empty:
+        return "undecided"
     return "holds" if bool((errors <= tolerance).all()) else "fails"
 
 
@@ -222,6 +245,6 @@ def points(interval: Interval) -> str:
     """A difference of shares in percentage points: "+1.3 points [0.9, 1.7]"."""
     if np.isnan(interval.low):
         known = "" if np.isnan(interval.estimate) else f"{100 * interval.estimate:+.1f} points, "
-        return f"{known}too few seeds for an interval".replace("-", "−")
+        return f"{known}no interval".replace("-", "−")
     low, high = (f"{100 * end:.1f}" for end in (interval.low, interval.high))
     return f"{100 * interval.estimate:+.1f} points [{low}, {high}]".replace("-", "−")

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from homeostat import environment
-from homeostat.claims.claim import Claim, Runs, Setup
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict
 from homeostat.claims.evidence import Evidence
 from homeostat.claims.registry import claim_of
 from homeostat.errors import HomeostatError, invalid
@@ -124,6 +125,19 @@ def _judged(claim: Claim, setup: Setup, scale: str, ledger: Ledger) -> Evidence:
     if len(curves):
         curves = curves.merge(trials[["trial", *factors]], on="trial")
     runs = Runs(frame, curves, setup)
+    verdict = _whole(claim.judge(runs), frame, len(trials))
     date = time.strftime("%Y-%m-%d", time.localtime(ledger.created))
     told = (setup, scale, date, ledger.spent, environment.describe(), failures)
-    return Evidence(claim, claim.judge(runs), frame, claim.draw(runs), *told)
+    return Evidence(claim, verdict, frame, claim.draw(runs), *told)
+
+
+def _whole(verdict: Verdict, frame: pd.DataFrame, planned: int) -> Verdict:
+    """The verdict, which is open where trials failed, and which says how many runs diverged."""
+    failed = planned - len(frame)
+    if failed:
+        says = f"{verdict.says} {failed} of {planned} trials failed; what the others say decides nothing."
+        return replace(verdict, word="undecided", says=says)
+    lost = int(frame["diverged"].sum()) if "diverged" in frame else 0
+    if not lost or "diverged" in verdict.says:
+        return verdict
+    return replace(verdict, says=f"{verdict.says} {lost} of {planned} runs diverged.")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, finite_mean, more, points
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, more, points, seed_mean, settled
+from homeostat.inference import Interval
 from homeostat.page.svg import Picture
 from homeostat.parts.ensemble import enumerate_masks, mc_dropout
 from homeostat.training.bagging import bag
@@ -70,24 +71,29 @@ def _distance(one: Tensor, every: Tensor, weights: Tensor | None) -> float:
 
 def _judge_expectation(runs: Runs) -> Verdict:
     cells = dict.fromkeys(zip(runs.trials["p"], runs.trials["widths"], strict=True))
-    worth = {(p, widths): finite_mean(runs.by_seed("worth", p=p, widths=widths)) for p, widths in cells}
-    word = all_of([decided(found, math.log10(_WORTH)) for found in worth.values()])
-    (p, widths), found = min(worth.items(), key=lambda item: np.nan_to_num(item[1].estimate, nan=-np.inf))
-    number, low, high = (10 ** min(value, 99.0) for value in found[:3])
+    worth = {(p, widths): seed_mean(runs.by_seed("worth", p=p, widths=widths)) for p, widths in cells}
+    poorest = sorted(worth, key=lambda cell: np.nan_to_num(worth[cell].estimate, nan=-np.inf))
+    word, number = settled(*((decided(worth[cell], math.log10(_WORTH)), _near(worth[cell])) for cell in poorest))
+    (p, widths), found = poorest[0], worth[poorest[0]]
     gains = runs.trials["accuracy_average"] - runs.trials["accuracy_one_pass"]
-    gain = finite_mean(gains.groupby(runs.trials["seed"]).mean())
+    gain = seed_mean(gains.groupby(runs.trials["seed"]).mean())
     shallow = runs.trials[[widths.isdecimal() and int(widths) <= _LISTED for widths in runs.trials["widths"]]]
     others = ", ".join(f"{10 ** min(each.estimate, 99.0):.3g} ({widths}, {p:g})" for (p, widths), each in worth.items())
     return Verdict(
         word,
-        f"as near as {number:.1f} masks [{low:.1f}, {high:.1f}]",
-        f"That is the worst case, hidden widths {widths} with p = {p:g}: the pass without dropout is "
-        f"{number**-0.5:.2f} deviations of a masked pass from the mean probabilities over masks. Masks that each net's "
-        f"pass is worth, by widths and p: {others}. With one hidden layer and all masks listed, outputs "
-        f"before the softmax are {shallow['outputs'].max():.1g} deviations from their mean at most. "
+        number,
+        f"The worst case are hidden widths {widths} with p = {p:g}: the pass without dropout is "
+        f"{10 ** (-found.estimate / 2):.2f} deviations of a masked pass from the mean probabilities over masks. Masks "
+        f"that each net's pass is worth, by widths and p: {others}. With one hidden layer and all masks listed, "
+        f"outputs before the softmax are {shallow['outputs'].max():.1g} deviations from their mean at most. "
         f"Averaging 128 masks changes the accuracy by {points(gain)}."
         + more(word, found, threshold=math.log10(_WORTH)),
     )
+
+
+def _near(logs: Interval) -> str:
+    number, low, high = (10 ** min(value, 99.0) for value in logs[:3])
+    return f"as near as {number:.1f} masks [{low:.1f}, {high:.1f}]"
 
 
 def averaging(
@@ -117,18 +123,20 @@ _NEAR = 0.01
 
 def _judge_averaging(runs: Runs) -> Verdict:
     bagged, dropped, one = (runs.by_seed("accuracy", method=method) for method in ("bag", "dropout", "one"))
-    gain = finite_mean(bagged - runs.by_seed("best_member", method="bag"))
-    near = finite_mean(dropped - bagged)
-    words = [decided(gain), decided(near, -_NEAR)]
-    word = all_of(words)
+    gain = seed_mean(bagged - runs.by_seed("best_member", method="bag"))
+    near = seed_mean(dropped - bagged)
+    word, number = settled(
+        (decided(gain), f"averaging {points(gain)}, dropout against it {points(near)}"),
+        (decided(near, -_NEAR), f"dropout {points(near)} against averaging"),
+    )
     cost = runs.by_seed("spent", method="bag").mean() / runs.by_seed("spent", method="dropout").mean()
-    asked = (gain, 0.0) if words[0] == "undecided" else (near, -_NEAR)
+    asked = (gain, 0.0) if decided(gain) == "undecided" else (near, -_NEAR)
     return Verdict(
         word,
-        f"averaging {points(gain)}; dropout against it {points(near)}",
+        number,
         f"The average against its best member by validation; it took {cost:.1f} times as long to train as the net with "
         f"dropout. Against one net of the whole width, on all examples and without dropout, the average is "
-        f"{points(finite_mean(bagged - one))}, dropout {points(finite_mean(dropped - one))}."
+        f"{points(seed_mean(bagged - one))}, dropout {points(seed_mean(dropped - one))}."
         + more(word, asked[0], threshold=asked[1]),
     )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, finite_mean, more, points
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, more, points, seed_mean, settled
 from homeostat.page.svg import Picture
 from homeostat.parts.dropout import drops, set_p_
 from homeostat.parts.population import update_statistics_
@@ -36,7 +36,7 @@ def _judge_regression(runs: Runs) -> Verdict:
     valid = {p: runs.by_seed("valid_rmse", dropout=p).mean() for p in runs.trials["dropout"].unique() if p > 0}
     chosen = float(min(valid, key=lambda p: np.nan_to_num(valid[p], nan=np.inf)))
     plain, dropped = (runs.by_seed("test_rmse", dropout=p) for p in (0.0, chosen))
-    gap = finite_mean(plain - dropped)
+    gap = seed_mean(plain - dropped)
     word = decided(gap)
     return Verdict(
         word,
@@ -90,21 +90,20 @@ _MEASURES = ("correlation", "covariance", "silent", "activation", "accuracy")
 
 def _judge_features(runs: Runs) -> Verdict:
     without, dropped = ({name: runs.by_seed(name, dropout=p) for name in _MEASURES} for p in (0.0, 0.5))
-    looser = finite_mean(without["correlation"] - dropped["correlation"])
-    sparser = finite_mean(dropped["silent"] - without["silent"])
-    words = [decided(looser), decided(sparser)]
-    word = all_of(words)
-    asked = looser if words[0] == "undecided" else sparser
+    looser = seed_mean(without["correlation"] - dropped["correlation"])
+    sparser = seed_mean(dropped["silent"] - without["silent"])
+    lower = f"correlation lower by {looser.estimate:.3f} [{looser.low:.3f}, {looser.high:.3f}]".replace("-", "−")
+    word, number = settled((decided(looser), lower), (decided(sparser), f"units silent for {points(sparser)} more"))
+    asked = looser if decided(looser) == "undecided" else sparser
     return Verdict(
         word,
-        f"correlation lower by {looser.estimate:.3f} [{looser.low:.3f}, {looser.high:.3f}], "
-        f"silent {points(sparser)}".replace("-", "−"),
+        number,
         f"The mean absolute correlation of two units of a layer is {without['correlation'].mean():.3f} without and "
         f"{dropped['correlation'].mean():.3f} with dropout, their covariance {without['covariance'].mean():.3g} and "
         f"{dropped['covariance'].mean():.3g}; units are silent for {without['silent'].mean():.0%} and "
         f"{dropped['silent'].mean():.0%} of the examples, and their mean activation is "
         f"{without['activation'].mean():.2f} and {dropped['activation'].mean():.2f}. Test accuracy with dropout: "
-        f"{points(finite_mean(dropped['accuracy'] - without['accuracy']))}." + more(word, asked),
+        f"{points(seed_mean(dropped['accuracy'] - without['accuracy']))}." + more(word, asked),
     )
 
 
@@ -139,16 +138,18 @@ def connections(
 
 def _judge_connections(runs: Runs) -> Verdict:
     nothing, units, weights = (runs.by_seed("accuracy", dropped=what) for what in _DROPPED)
-    gains = [finite_mean(weights - nothing), finite_mean(units - nothing)]
-    words: list[Word] = [decided(gain) for gain in gains]
-    word = all_of(words)
-    asked = gains[0] if words[0] == "undecided" else gains[1]
-    between = finite_mean(weights - units)
+    connect, drop = seed_mean(weights - nothing), seed_mean(units - nothing)
+    word, number = settled(
+        (decided(connect), f"DropConnect {points(connect)}"), (decided(drop), f"dropout {points(drop)}")
+    )
+    asked = connect if decided(connect) == "undecided" else drop
+    between = seed_mean(weights - units)
     ahead = {"holds": "DropConnect is ahead", "fails": "dropout is ahead", "undecided": "undecided"}[decided(between)]
     return Verdict(
         word,
-        f"DropConnect {points(gains[0])}, dropout {points(gains[1])}",
-        f"Against nothing dropped, with a test accuracy of {nothing.mean():.1%}. DropConnect against dropout: "
+        number,
+        f"Against nothing dropped, with a test accuracy of {nothing.mean():.1%}: DropConnect {points(connect)}, "
+        f"dropout {points(drop)}. DropConnect against dropout: "
         f"{points(between)}, {ahead}." + more(word, asked),
     )
 
@@ -169,7 +170,7 @@ def with_norm(
     if config["place"] == "behind":
         set_p_(model, dict.fromkeys(droppers[:-1], 0.0))
     found = {"accuracy": fit(known, settings, seed, model=model).metrics["test_accuracy"]}
-    found |= {"remeasured": found["accuracy"], "shift": 1.0}
+    found |= {"remeasured": found["accuracy"], "shift": np.nan if np.isnan(found["accuracy"]) else 1.0}
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms or np.isnan(found["accuracy"]):
         return found
@@ -189,22 +190,25 @@ def _judge_norm(runs: Runs) -> Verdict:
         first, second = (runs.by_seed("accuracy", norm=norm, place=each) for each in (place, "nowhere"))
         return first - second
 
-    shift = finite_mean(runs.by_seed("shift", norm="batch", place="between"))
-    poorer = finite_mean(gain("none") - gain("batch"))
+    shift = seed_mean(runs.by_seed("shift", norm="batch", place="between"))
+    poorer = seed_mean(gain("none") - gain("batch"))
     as_trained = runs.by_seed("accuracy", norm="batch", place="between")
-    cured = finite_mean(runs.by_seed("remeasured", norm="batch", place="between") - as_trained)
+    cured = seed_mean(runs.by_seed("remeasured", norm="batch", place="between") - as_trained)
+    word, number = settled(
+        (decided(poorer), f"{points(poorer)} less to gain"),
+        (decided(shift, 1.0), f"variance {shift.estimate:.2f} times as large"),
+        (decided(cured), f"{points(cured)} by measuring again"),
+    )
     parts = [(shift, 1.0), (poorer, 0.0), (cured, 0.0)]
-    words = [decided(*part) for part in parts]
-    word = all_of(words)
-    asked = next((part for part, own in zip(parts, words, strict=True) if own == "undecided"), parts[0])
+    asked = next((part for part in parts if decided(*part) == "undecided"), parts[0])
     return Verdict(
         word,
-        f"{points(poorer)} less to gain",
+        number,
         f"With dropout in front, the variance is {shift.estimate:.2f} times as large [{shift.low:.2f}, "
         f"{shift.high:.2f}] in training as at test time; measuring the statistics again changes the test accuracy by "
-        f"{points(cured)}. Dropout between the layers changes it by {points(finite_mean(gain('none')))} without "
-        f"normalization and by {points(finite_mean(gain('batch')))} with batch normalization; only behind the last "
-        f"one, by {points(finite_mean(gain('batch', 'behind')))}." + more(word, asked[0], threshold=asked[1]),
+        f"{points(cured)}. Dropout between the layers changes it by {points(seed_mean(gain('none')))} without "
+        f"normalization and by {points(seed_mean(gain('batch')))} with batch normalization; only behind the last "
+        f"one, by {points(seed_mean(gain('batch', 'behind')))}." + more(word, asked[0], threshold=asked[1]),
     )
 
 

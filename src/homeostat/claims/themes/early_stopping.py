@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, said
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, said, seed_mean, settled
 from homeostat.claims.experiments import fitted, task_named
-from homeostat.inference import Interval, mean_interval
+from homeostat.inference import Interval
 from homeostat.training.datasets import load_task
 
 
@@ -29,24 +28,16 @@ def stopped(
 
 
 def _judge_stopped(runs: Runs) -> Verdict:
-    def interval(values: pd.Series[float]) -> Interval:
-        return mean_interval(values[np.isfinite(values)].to_numpy(dtype=float))
-
-    def by_seed(metric: str, rule: str) -> pd.Series[float]:
-        return runs.where(rule=rule).groupby("seed")[metric].mean()
-
     rules = [str(rule) for rule in runs.setup.factors["rule"] if rule != "none"]
-    logs = {rule: by_seed("test_loss", rule).map(np.log) for rule in ("none", *rules)}
-    gains = {rule: interval(logs["none"] - logs[rule]) for rule in rules}
-    epochs = {rule: by_seed("epochs_run", rule).mean() for rule in ("none", *rules)}
+    logs = {rule: runs.by_seed("test_loss", rule=rule).map(np.log) for rule in ("none", *rules)}
+    gains = {rule: seed_mean(logs["none"] - logs[rule]) for rule in rules}
+    epochs = {rule: runs.by_seed("epochs_run", rule=rule).mean() for rule in ("none", *rules)}
     each = "; ".join(
         f"{rule} {_less(gains[rule])}, {100 * (1 - epochs[rule] / epochs['none']):.0f} % of the epochs saved"
         for rule in rules
     )
-    overall = interval(pd.concat([logs["none"] - logs[rule] for rule in rules], axis=1).mean(axis=1))
     return said(
-        all_of([decided(gain) for gain in gains.values()]),
-        f"{_less(overall)} test loss",
+        *settled(*((decided(gain), f"{_less(gain)} test loss with {rule}") for rule, gain in gains.items())),
         f"Against the last of {epochs['none']:.0f} epochs, test loss and time: {each}.",
     )
 

@@ -16,7 +16,20 @@ from torch import Tensor, nn
 
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, inside, points, within
+from homeostat.claims.claim import (
+    Claim,
+    Runs,
+    Setup,
+    Verdict,
+    Word,
+    all_of,
+    decided,
+    inside,
+    points,
+    said,
+    settled,
+    within,
+)
 from homeostat.inference import Interval, mean_interval
 from homeostat.parts import init
 from homeostat.training.loop import fit
@@ -48,9 +61,9 @@ def symmetry(config: Mapping[str, Any], seed: int, *, task: str, recipe: Mapping
 
 
 def _apart(rows: Tensor) -> float:
-    """The root mean square of the rows' distances from their mean, in units of their length; 0: all are equal."""
+    """The root mean square of the rows' distances from the first one, in units of their length; 0: all are equal."""
     size = float(rows.square().sum())
-    return math.sqrt(float((rows - rows.mean(0)).square().sum()) / size) if size else 0.0
+    return math.sqrt(float((rows - rows[0]).square().sum()) / size) if size else 0.0
 
 
 def _judge_symmetry(runs: Runs) -> Verdict:
@@ -62,24 +75,25 @@ def _judge_symmetry(runs: Runs) -> Verdict:
     apart = drawn[["gradients_apart", "weights_apart"]].min(axis=1)
     single = runs.trials[(runs.trials["dtype"] == "float32") & runs.trials["init"].isin(_CONSTANT)]
     first, trained = (float(equal[name].max()) for name in ("gradients_apart", "weights_apart"))
-    words: list[Word] = [
-        within(equal["gradients_apart"], 1e-9),
-        within(equal["weights_apart"], 1e-6),
-        "holds" if bool((apart > 0.1).all()) else "fails",
-        decided(lost),
-    ]
-    rounded = words[0] == "holds" and words[1] == "fails"
+    equal_at_first, equal_after = within(equal["gradients_apart"], 1e-9), within(equal["weights_apart"], 1e-6)
+    word, number = settled(
+        (decided(lost), f"{points(lost)} of accuracy lost"),
+        (equal_at_first, f"first gradients {first:.2g} apart"),
+        (equal_after, f"units {trained:.2g} apart after training"),
+        ("holds" if bool((apart > 0.1).all()) else "fails", f"units from random weights {apart.min():.2g} apart"),
+    )
     grown = (
-        f" At the start their gradients differ by {first:.1e} of their size. That is rounding, without which they "
-        "would stay equal; training multiplied it."
+        f" At the start their gradients differ by {first:.1e} of their size. In exact arithmetic they stay equal: it "
+        "is rounding that parts them, and training that multiplies it."
     )
     return Verdict(
-        all_of(words),
-        f"units {trained:.2g} apart after training" if rounded else f"{points(lost)} of accuracy lost",
+        word,
+        number,
         f"From equal weights, which cost {points(lost)} of accuracy, a layer's units are {trained:.1e} apart after "
         f"training in float64 and {single['weights_apart'].max():.1e} in float32; from random ones {apart.min():.2f} "
-        f"or more.{grown if rounded else ''} It is units whose gradients are equal: within a unit of the first layer "
-        f"they differ with its inputs, by {equal['gradients_within_unit'].max():.2f} of their size.",
+        f"or more.{grown if equal_at_first == 'holds' and equal_after == 'fails' else ''} It is units whose gradients "
+        f"are equal: within a unit of the first layer they differ with its inputs, by "
+        f"{equal['gradients_within_unit'].max():.2f} of their size.",
     )
 
 
@@ -113,10 +127,14 @@ def _judge_depth(runs: Runs) -> Verdict:
             for _, each in own.groupby(["width", "seed"])
         ]
         bases[scale] = mean_interval(np.exp(slopes) / scale)
-    widest = max(bases.values(), key=lambda found: abs(found.estimate - 1))
-    return Verdict(
-        all_of([within(single["error"], 1e-9), *(inside(found, 0.95, 1.05) for found in bases.values())]),
-        f"a factor of {_shown(widest)} times S per layer",
+    farthest = sorted(bases.values(), key=lambda found: -abs(found.estimate - 1))
+    word, number = settled(
+        *((inside(found, 0.95, 1.05), f"a factor of {_shown(found)} times S per layer") for found in farthest),
+        (within(single["error"], 1e-9), f"1×1 matrices off by {single['error'].max():.1e}"),
+    )
+    return said(
+        word,
+        number,
         f"For 1×1 matrices the gradients are S^(m-1) up to {single['error'].max():.1e}. For random matrices with "
         "entries of variance S²/n the norm grows per layer by "
         + ", ".join(f"{scale * found.estimate:.2f} (S = {scale:g})" for scale, found in bases.items())
@@ -166,24 +184,24 @@ def _signals(
 
 def _judge_fans(runs: Runs) -> Verdict:
     steps = len(runs.setup.settings["widths"]) - 2
-    words: list[Word] = []
+    parts: list[tuple[Word, str]] = []
     factors = {}
     for shape in ("narrowing", "widening"):
         for way, right, wrong in (("forward", "fan_in", "fan_out"), ("backward", "fan_out", "fan_in")):
             for fan in (right, wrong):
                 found = _root(runs.mean(way, shape=shape, fan=fan), steps)
                 kept = inside(found, 0.9, 1.1)
-                words.append(kept if fan == right else _other(kept))
+                number = f"{_shown(found)} times per layer {way} with {fan} ({shape})"
+                parts.append((kept if fan == right else _other(kept), number))
                 factors[shape, way, fan] = found
             average = {"shape": shape, "fan": "fan_avg"}
-            words.append(decided(runs.difference(f"{way}_off", {"shape": shape, "fan": wrong}, average)))
+            nearer = runs.difference(f"{way}_off", {"shape": shape, "fan": wrong}, average)
+            parts.append((decided(nearer), f"the average nearer {way} by {nearer.estimate:.2f} ({shape})"))
             factors[shape, way, "fan_avg"] = _root(runs.mean(way, **average), steps)
     there = {fan: factors["narrowing", "forward", fan].estimate for fan in ("fan_in", "fan_avg", "fan_out")}
     back = {fan: factors["narrowing", "backward", fan].estimate for fan in ("fan_in", "fan_avg", "fan_out")}
-    return Verdict(
-        all_of(words),
-        f"{_shown(factors['narrowing', 'forward', 'fan_in'])} times per layer forward, "
-        f"{_shown(factors['narrowing', 'backward', 'fan_out'])} backward",
+    return said(
+        *settled(*parts),
         "In a net whose layers narrow by √2 the variance changes per layer by the factors "
         + "; ".join(f"{there[fan]:.2f} forward and {back[fan]:.2f} backward with {fan}" for fan in there)
         + ".",
@@ -247,7 +265,7 @@ def _judge_tanh(runs: Runs) -> Verdict:
     starts = [runs.mean("start_factor", init=name).estimate for name in ("fan_in_uniform", "xavier_uniform")]
     gradients = [runs.mean("gradient_factor", init=name).estimate for name in ("fan_in_uniform", "xavier_uniform")]
     accuracy = [runs.mean("test_accuracy", init=name).estimate for name in ("fan_in_uniform", "xavier_uniform")]
-    return Verdict(
+    return said(
         all_of([_other(decided(uniform, 0.9)), decided(xavier, 0.9)]),
         f"{_shown(xavier)} times per layer with Xavier, {_shown(uniform)} with U",
         f"These are deviations after training. At the start they change per layer by {starts[1]:.2f} with Xavier and "

@@ -20,11 +20,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from homeostat import nn as hsnn
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, more, ratio, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, ratio, settled, within
 from homeostat.claims.experiments import task_named
 from homeostat.doctor.curvature.sharpness import curvature
 from homeostat.errors import HomeostatError
-from homeostat.inference import mean_interval
+from homeostat.inference import Interval
 from homeostat.page.svg import Picture
 from homeostat.study.running.runner import Trial
 from homeostat.training.loop import fit
@@ -114,22 +114,26 @@ def _inputs(model: nn.Module, input: Tensor) -> list[Tensor]:
 
 
 def _judge_shift(runs: Runs) -> Verdict:
-    changed = ratio(_geometric(runs, "shift", norm="batch"), _geometric(runs, "shift", norm="none"))
     moved = ratio(_geometric(runs, "inputs", norm="batch"), _geometric(runs, "inputs", norm="none"))
     cosines = {norm: runs.where(norm=norm)["cosine"].mean() for norm in _NORMS}
     rates = {
         lr: ratio(_geometric(runs, "shift", norm="batch", lr=lr), _geometric(runs, "shift", norm="none", lr=lr))
         for lr in runs.trials["lr"].unique()
     }
-    told = ", ".join(f"{found.estimate:.2f} at a learning rate of {lr:g}" for lr, found in rates.items())
-    word = decided(changed, 0.9)
+    words = {lr: decided(found, 0.9) for lr, found in rates.items()}
+    word: Word = "undecided" if len(set(words.values())) > 1 else next(iter(words.values()))
+    told = ", ".join(
+        f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] at rate {lr:g}" for lr, found in rates.items()
+    )
+    apart = {"holds", "fails"} <= set(words.values())
     return Verdict(
         word,
-        f"{changed.estimate:.2f} times the shift [{changed.low:.2f}, {changed.high:.2f}]",
+        f"the shift times {told}",
         f"That is the change of a layer's gradient by the step of the layers before it, with batch normalization over "
-        f"without: {told}. The cosine between both gradients is {cosines['batch']:.2f} with it, {cosines['none']:.2f} "
+        f"without. The cosine between both gradients is {cosines['batch']:.2f} with it, {cosines['none']:.2f} "
         f"without. The means of the layers' inputs move {moved.estimate:.2g} times as far "
-        f"[{moved.low:.2g}, {moved.high:.2g}].{more(word)}",
+        f"[{moved.low:.2g}, {moved.high:.2g}]."
+        + (" The learning rate decides which it is: there is no answer for all." if apart else more(word)),
     )
 
 
@@ -207,18 +211,23 @@ def _sharpness(model: nn.Module, input: Tensor, target: Tensor, lr: float) -> di
 
 
 def _judge_smoothness(runs: Runs) -> Verdict:
-    smoother = ratio(_geometric(runs, "late", norm="none"), _geometric(runs, "late", norm="batch"))
-    first = ratio(_geometric(runs, "initial", norm="none"), _geometric(runs, "initial", norm="batch"))
-    along = ratio(_geometric(runs, "along", norm="none"), _geometric(runs, "along", norm="batch"))
-    edge = {norm: mean_interval(runs.where(norm=norm)["ratio"].dropna().to_numpy()) for norm in _NORMS}
+    def apart(metric: str, **levels: Any) -> Interval:
+        return ratio(_geometric(runs, metric, norm="none", **levels), _geometric(runs, metric, norm="batch", **levels))
+
+    smoother, first, along = (apart(metric) for metric in ("late", "initial", "along"))
+    told = "; ".join(
+        f"at rate {lr:g} {runs.by_seed('ratio', norm='none', lr=lr).mean():.2f} times 2/η without and "
+        f"{runs.by_seed('ratio', norm='batch', lr=lr).mean():.2f} times with batch normalization, "
+        f"{apart('late', lr=lr).estimate:.2f} times as sharp without"
+        for lr in runs.trials["lr"].unique()
+    )
     word = decided(smoother, 1.25)
     return Verdict(
         word,
         f"{smoother.estimate:.2f} times as sharp without [{smoother.low:.2f}, {smoother.high:.2f}]",
-        f"In the second half of training the sharpness is {edge['none'].estimate:.2f} times 2/η without and "
-        f"{edge['batch'].estimate:.2f} times with batch normalization. At the start it is {first.estimate:.2f} times "
-        f"as large without as with it; the loss along the step varies {along.estimate:.2f} times as much."
-        f"{more(word)}",
+        f"That is over both rates, in the second half of training. The sharpness is then {told}. Where both are at 2/η "
+        f"they cannot differ. At the start it is {first.estimate:.2f} times as large without as with it; the loss "
+        f"along the step varies {along.estimate:.2f} times as much.{more(word)}",
     )
 
 
@@ -268,15 +277,19 @@ def direction_length(config: Mapping[str, Any], seed: int, *, task: str, steps: 
 
 def _judge_direction_length(runs: Runs) -> Verdict:
     normalized = runs.where(norm="batch")[["radial", "growth", "scaled"]].max(axis=1)
-    plain = runs.where(norm="none")["radial"]
+    turned, plain = runs.where(norm="batch")["radial"], runs.where(norm="none")["radial"]
     losses = {norm: runs.where(norm=norm)["loss"].mean() for norm in ("none", "weight", "batch")}
+    word, number = settled(
+        (within(normalized, _TOLERANCE), f"largest error {normalized.max():.1e}"),
+        ("holds" if bool((plain > 0.01).all()) else "fails", f"without, a largest cosine of {plain.min():.1e}"),
+    )
     return Verdict(
-        all_of([within(normalized, _TOLERANCE), "holds" if bool((plain > 0.01).all()) else "fails"]),
-        f"largest error {normalized.max():.1e}",
-        f"With batch normalization gradients only turn the weights of a unit; without, their cosine with the weights "
-        f"goes up to {plain.max():.2f}. After the same steps the loss is {losses['none']:.3f} without, "
-        f"{losses['weight']:.3f} with direction and length as parameters of their own, {losses['batch']:.3f} with "
-        f"batch normalization.",
+        word,
+        number,
+        f"The cosine between a unit's weights and their gradient is {turned.max():.1e} at most with batch "
+        f"normalization, without it goes up to {plain.max():.2f}. After the same steps the loss is "
+        f"{losses['none']:.3f} without, {losses['weight']:.3f} with direction and length as parameters of their own, "
+        f"{losses['batch']:.3f} with batch normalization.",
     )
 
 
@@ -291,7 +304,8 @@ CLAIMS = (
         hypothesis="The step of the layers before a layer changes its gradient at least as much with batch "
         "normalization as without, relative to the gradient (Santurkar et al.'s definition).",
         criterion="Holds if the change with batch normalization is not more than a tenth smaller at the same learning "
-        "rates: the whole interval of the ratio lies above 0.9; fails if it lies below 0.9.",
+        "rate: the whole interval of the ratio lies above 0.9 at every rate; fails if it lies below 0.9 at every rate; "
+        "undecided in between.",
         experiment=shift,
         judge=_judge_shift,
         draw=_draw_shift,
@@ -358,7 +372,7 @@ CLAIMS = (
         draw=lambda runs: draw.levels(
             runs.trials, "norm", "radial", log=True,
             across="largest cosine between a unit's weights and their gradient",
-            alt="Largest cosine between weights and their gradients: rounding where direction and length are apart.",
+            alt="Largest cosine between weights and their gradients, plain, with batch and with weight normalization.",
             names={**_NORMS, "weight": "weight normalization"},
         ),
         quick=Setup(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, all_of, decided, more, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, points, settled, within
 from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.parts.clip import clip_grad_norm_, clip_grad_value_
@@ -95,19 +95,22 @@ def _clip(kind: str, leaves: list[Tensor]) -> None:
 
 def _judge_clipping(runs: Runs) -> Verdict:
     by_norm, by_value = (runs.where(clip=kind)["cosine"] for kind in ("norm", "value"))
-    words: list[Word] = [within(1 - by_norm, _TOLERANCE), "holds" if (by_value < 0.99).all() else "fails"]
     saved = runs.difference("cost", {"clip": "none"}, {"clip": "norm"})
     either = runs.difference("cost", {"clip": "value"}, {"clip": "norm"})
     turn = math.degrees(math.acos(min(1.0, float(by_value.mean()))))
     none, norm = (runs.where(clip=kind)[["cost", "longest_step"]].mean() for kind in ("none", "norm"))
-    word = all_of([*words, decided(saved)])
+    word, number = settled(
+        (decided(saved), f"cost lower by {saved.estimate:.3f} [{saved.low:.3f}, {saved.high:.3f}]"),
+        (within(1 - by_norm, _TOLERANCE), f"a cosine of 1 − {(1 - by_norm).max():.1e} by norm"),
+        ("holds" if bool((by_value < 0.99).all()) else "fails", f"a cosine of {by_value.max():.3f} by value"),
+    )
     return Verdict(
         word,
-        f"cost lower by {saved.estimate:.3f} [{saved.low:.3f}, {saved.high:.3f}]",
+        number,
         f"Clipping by value turned gradients by {turn:.0f} degrees. On the cliff descent ended at a mean cost of "
         f"{norm['cost']:.3f} with clipping by norm and {none['cost']:.3f} without, where the longest step was "
-        f"{none['longest_step']:.2g}. With clipping by value the cost was {either.estimate:+.3f} "
-        f"[{either.low:.3f}, {either.high:.3f}] beside that by norm." + more(word, saved),
+        f"{none['longest_step']:.0f}. Clipping by value ended at a cost higher by {either.estimate:.3f} "
+        f"[{either.low:.3f}, {either.high:.3f}] than clipping by norm." + more(word, saved),
     )
 
 
@@ -184,10 +187,10 @@ def _judge_kinds(runs: Runs) -> Verdict:
         runs.difference("rises", {"kind": first, "lr": _COMMON_RATE}, {"kind": second, "lr": _COMMON_RATE})
         for first, second in (("stochastic", "mini-batch"), ("mini-batch", "batch"))
     ]
-    ratios = ", ".join(
-        f"{kind} {math.exp(each.estimate):.1f} times [{math.exp(each.low):.1f}, {math.exp(each.high):.1f}]"
+    ratios = {
+        kind: f"{math.exp(each.estimate):.1f} times [{math.exp(each.low):.1f}, {math.exp(each.high):.1f}]"
         for kind, each in slower.items()
-    )
+    }
     mean = runs.where(lr=_COMMON_RATE).groupby("kind")[["rises", "milliseconds_per_step", "seconds_per_epoch"]].mean()
 
     def listed(name: str, form: str) -> str:
@@ -196,13 +199,20 @@ def _judge_kinds(runs: Runs) -> Verdict:
     late = runs.trials.groupby(["kind", "lr"])["seconds_to_goal"].count().groupby("kind").max()
     never = [kind for kind in _KINDS if late.get(kind, 0) == 0]
     parts = (*slower.values(), *rougher)
-    word = all_of([decided(each) for each in parts])
+    word, number = settled(
+        *((decided(each), f"{kind} {ratios[kind]} the time of mini-batches") for kind, each in slower.items()),
+        *(
+            (decided(each), f"{points(each)} more rising steps, {pair}")
+            for pair, each in zip(("stochastic than mini-batch", "mini-batch than batch"), rougher, strict=True)
+        ),
+    )
+    told = ", ".join(f"{kind} {ratio}" for kind, ratio in ratios.items())
     return Verdict(
         word,
-        f"time to the goal over that of mini-batches: {ratios}",
-        f"For {', '.join(_KINDS)}: the whole cost rose in a share of {listed('rises', '.2f')} of the steps (rate "
-        f"{_COMMON_RATE:g}); a step took {listed('milliseconds_per_step', '.2g')} ms, an epoch "
-        f"{listed('seconds_per_epoch', '.2g')} s."
+        number,
+        f"Time to the goal over that of mini-batches: {told}. For {', '.join(_KINDS)}: the whole cost rose in a share "
+        f"of {listed('rises', '.2f')} of the steps (rate {_COMMON_RATE:g}); a step took "
+        f"{listed('milliseconds_per_step', '.2g')} ms, an epoch {listed('seconds_per_epoch', '.2g')} s."
         + (f" Not arrived in time at any rate: {', '.join(never)}." if never else "")
         + more(word, *parts),
     )
@@ -218,8 +228,11 @@ def depth(
     recipe: dict[str, Any],
 ) -> dict[str, float]:
     """The final training loss of a residual net or its plain twin."""
-    found = experiments.fitted(config, seed, trial, task=experiments.part_of(task, examples), recipe=recipe).metrics
-    return {**found, "log_train_loss": math.log(found["train_loss"] + 1e-9)}
+    known = experiments.part_of(task, examples, seed=seed)
+    found = experiments.fitted(config, seed, trial, task=known, recipe=recipe).metrics
+    guessing = math.log(known.outputs)
+    loss = found["train_loss"] if math.isfinite(found["train_loss"]) else math.inf
+    return {**found, "log_train_loss": math.log(min(loss, guessing) + 1e-9)}
 
 
 def _judge_depth(runs: Runs) -> Verdict:
@@ -232,15 +245,24 @@ def _judge_depth(runs: Runs) -> Verdict:
     residual = ratio({"model": "resnet", "depth": deep}, {"model": "resnet", "depth": shallow})
     cured = ratio({"model": "plain", "depth": deep}, {"model": "resnet", "depth": deep})
     told = {
-        name: f"{math.exp(each.estimate):.2f} times [{math.exp(each.low):.2f}, {math.exp(each.high):.2f}]"
+        name: f"{math.exp(each.estimate):.3g} times [{math.exp(each.low):.3g}, {math.exp(each.high):.3g}]"
         for name, each in {"plain": plain, "residual": residual, "cured": cured}.items()
     }
-    word = all_of([decided(plain), decided(cured), "fails" if residual.low > 0 else "holds"])
+    # of the residual nets' own rise it is only asked that it does not lie above zero
+    risen: Word = "fails" if residual.low > 0 else "undecided" if math.isnan(residual.low) else "holds"
+    word, number = settled(
+        (decided(plain), f"{told['plain']} the training loss with more layers, plain"),
+        (decided(cured), f"{told['cured']} the training loss without skip connections"),
+        (risen, f"{told['residual']} the training loss with more layers, residual"),
+    )
+    accuracy = {model: runs.where(model=model, depth=deep)["train_accuracy"].mean() for model in ("plain", "resnet")}
     return Verdict(
         word,
-        f"training loss of plain nets at depth {deep}: {told['plain']} that at depth {shallow}",
-        f"At depth {deep} the plain net's training loss is {told['cured']} that of the residual net, whose own loss at "
-        f"that depth is {told['residual']} that at depth {shallow}." + more(word, plain, cured),
+        number,
+        f"At depth {deep} the plain net's training loss is {told['plain']} that at depth {shallow}, and "
+        f"{told['cured']} that of the residual net, whose own at that depth is {told['residual']} that at depth "
+        f"{shallow}. Training accuracy at depth {deep}: {accuracy['plain']:.1%} plain, {accuracy['resnet']:.1%} "
+        "residual." + more(word, plain, cured, residual),
     )
 
 
@@ -309,7 +331,8 @@ CLAIMS = (
         "deeper plain networks are harder to train. Skip connections fix the observed issue.",
         source="004, Skip Connections and Residuals",
         hypothesis="A deeper plain net ends with a higher training loss; with skip connections it does not.",
-        criterion="On the log of the training loss after equal epochs: holds if deep minus shallow lies above 0 for "
+        criterion="On the log of the training loss after equal epochs, at most that of guessing, which a run that "
+        "diverged counts with: holds if deep minus shallow lies above 0 for "
         "plain nets, and plain minus residual at the greater depth lies above 0; fails if either lies below 0, or if "
         "deep minus shallow lies wholly above 0 for residual nets too.",
         experiment=depth, judge=_judge_depth, draw=_draw_depth,
