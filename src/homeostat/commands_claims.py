@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from rich.table import Table
 from homeostat.claims.evidence import Evidence
 from homeostat.claims.gallery import summary, write_gallery
 from homeostat.claims.registry import CLAIMS, THEMES, claim_of
-from homeostat.claims.run import run
+from homeostat.claims.run import check_count, run, stored
 from homeostat.errors import HomeostatError, invalid
 from homeostat.study.show.export import write_text
 from homeostat.study.study import StudyInterrupted
@@ -39,7 +41,11 @@ def run_claims(
     if everything == bool(names):
         raise invalid("claims run", "claims", "be named, or all be run with --all", names, "See homeostat claims list.")
     chosen = list(CLAIMS.values()) if everything else [claim_of(name) for name in dict.fromkeys(names)]
-    found: list[Evidence] = []
+    check_count("seeds", seeds, 1)
+    check_count("workers", workers, 0)
+    if not out or (Path(out).exists() and not Path(out).is_dir()):
+        raise invalid("claims run", "out", "be a folder", out)
+    found: dict[str, Evidence] = {}
     failed = 0
     try:
         for place, claim in enumerate(chosen, start=1):
@@ -50,7 +56,7 @@ def run_claims(
                 failed += 1
                 console.print(f"  [red]failed[/] {escape(str(error))}", highlight=False)
                 continue
-            found.append(evidence)
+            found[claim.id] = evidence
             verdict = evidence.verdict
             word = f"[{_COLORS[verdict.word]}]{verdict.word}[/]"
             console.print(f"  {word} {escape(verdict.number)}. {escape(verdict.says)}", highlight=False)
@@ -59,8 +65,16 @@ def run_claims(
         return 130
     finally:
         if found:
-            folder = Path(out) / ("quick" if quick else "full")
-            page = write_gallery(found, folder)
-            write_text(folder / "README.md", summary(found))
+            page = _write(found, quick, Path(out), console)
             console.print(f"\nGallery: {page}", markup=False, highlight=False, soft_wrap=True)
     return 3 if failed else 0
+
+
+def _write(found: Mapping[str, Evidence], quick: bool, out: Path, console: Console) -> Path:
+    """The page and the table of what was run now, and of what the folder has from earlier."""
+    with console.status("Drawing what was run earlier") if console.is_terminal else nullcontext():
+        every = [found.get(claim.id) or stored(claim, quick=quick, out=out) for claim in CLAIMS.values()]
+    known = [evidence for evidence in every if evidence is not None]
+    directory = out / ("quick" if quick else "full")
+    write_text(directory / "README.md", summary(known))
+    return write_gallery(known, directory)

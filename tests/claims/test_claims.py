@@ -10,12 +10,24 @@ from typer.testing import CliRunner
 
 import homeostat as hs
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, points, within
+from homeostat.claims.claim import (
+    Claim,
+    Runs,
+    Setup,
+    Verdict,
+    all_of,
+    decided,
+    more,
+    points,
+    seed_mean,
+    settled,
+    within,
+)
 from homeostat.claims.gallery import render, summary
 from homeostat.claims.registry import CLAIMS, THEMES
-from homeostat.claims.run import run
+from homeostat.claims.run import run, stored
 from homeostat.cli import app
-from homeostat.errors import HomeostatError, InvalidValue
+from homeostat.errors import HomeostatError, InvalidType, InvalidValue
 from homeostat.inference import Interval
 
 NASTY = "</script><b>&\"'"
@@ -94,15 +106,59 @@ def test_what_was_interrupted_goes_on_where_it_was(claim, tmp_path):
 
 def test_other_settings_are_another_run(claim, tmp_path):
     run(claim, workers=0, out=tmp_path / "out", progress=False)
-    with pytest.raises(InvalidValue, match="seeds: 4 → 3"):
-        run(claim, seeds=3, workers=0, out=tmp_path / "out", progress=False)
+    other = replace(claim, quick=replace(claim.quick, factors={"part": ["with", "without"]}))
+    with pytest.raises(
+        InvalidValue,
+        match=r"factors.part: \['without', 'with'\] → \['with', 'without'\]\nGive another directory, .* resume it.$",
+    ):
+        run(other, workers=0, out=tmp_path / "out", progress=False)
     assert run(claim, quick=False, workers=0, out=tmp_path / "out", progress=False).verdict.word == "fails"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_seeds_are_added_and_of_fewer_the_first_are_judged(claim, tmp_path, workers):
+    def judged(seeds):
+        return run(claim, seeds=seeds, workers=workers, out=tmp_path / "out", progress=False)
+
+    four, six, two = judged(4), judged(6), judged(2)
+    assert len(calls(tmp_path)) == 12
+    assert [sorted(each.frame["seed"].unique()) for each in (two, four, six)] == [[*range(n)] for n in (2, 4, 6)]
+    pd.testing.assert_frame_equal(six.frame[six.frame["seed"] < 4], four.frame)
+    assert "--seeds 6" in six.command
+    found = stored(claim, quick=True, out=tmp_path / "out")
+    pd.testing.assert_frame_equal(found.frame, six.frame)
+    assert found.verdict == six.verdict
+
+
+def test_what_is_stored_is_found_where_it_is_whole_and_of_this_set_up(claim, tmp_path):
+    def stops(config, seed, trial=None, **settings):
+        raise KeyboardInterrupt
+
+    assert stored(claim, quick=True, out=tmp_path) is None
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(claim, experiment=stops), workers=0, out=tmp_path, progress=False)
+    assert stored(claim, quick=True, out=tmp_path) is None
+    run(claim, quick=False, workers=0, out=tmp_path, progress=False)
+    assert stored(claim, quick=False, out=tmp_path) is not None
+    other = replace(claim, full=replace(claim.full, settings={"effect": 9.0}))
+    assert stored(other, quick=False, out=tmp_path) is None
 
 
 @pytest.mark.parametrize("seeds", [0, -1, True, 2.0])
 def test_seeds_that_cannot_be_are_refused(claim, tmp_path, seeds):
     with pytest.raises(InvalidValue, match="seeds must be an integer of at least 1"):
         run(claim, seeds=seeds, out=tmp_path, progress=False)
+
+
+def test_what_cannot_be_run_is_refused(claim, tmp_path):
+    with pytest.raises(InvalidValue, match="workers must be an integer of at least 0, but got -1"):
+        run(claim, workers=-1, out=tmp_path, progress=False)
+    with pytest.raises(InvalidType, match="claim must be the id of a claim, or a Claim"):
+        run(3, out=tmp_path, progress=False)
+    for id in ("../outside", "", "a b", 'x" onload="', "Part"):
+        with pytest.raises(InvalidValue, match="id must be words of small letters and digits"):
+            replace(claim, id=id)
+    assert not list(tmp_path.iterdir())
 
 
 def test_trials_that_fail_are_told_and_where_all_do_nothing_is_said(claim, tmp_path):
@@ -113,6 +169,8 @@ def test_trials_that_fail_are_told_and_where_all_do_nothing_is_said(claim, tmp_p
 
     evidence = run(replace(claim, experiment=half), workers=0, out=tmp_path / "a", progress=False)
     assert len(evidence.frame) == 6
+    assert evidence.verdict.word == "undecided"
+    assert evidence.verdict.says.endswith("2 of 8 trials failed; what the others say decides nothing.")
     assert "ValueError: no luck" in evidence.failures[0]
     assert "no luck" in render([evidence])
 
@@ -144,7 +202,9 @@ def test_runs_pair_by_seed():
     runs = Runs(frame, pd.DataFrame(), Setup("", {"part": ["a", "b"]}, 3))
     found = runs.difference("y", {"part": "b"}, {"part": "a"})
     assert found.estimate == pytest.approx(1.25)
-    assert found.df == 1
+    assert np.isnan(found.low)  # over those that survive there is no interval
+    whole = Runs(frame[frame["seed"] < 2], pd.DataFrame(), runs.setup)
+    assert whole.difference("y", {"part": "b"}, {"part": "a"}).low < 1.25
     with pytest.raises(InvalidValue, match="levels must be those of trials with a finite y"):
         runs.values("y", part="c")
 
@@ -152,8 +212,37 @@ def test_runs_pair_by_seed():
 def test_words_of_verdicts():
     assert decided(Interval(1.0, np.nan, np.nan)) == "undecided"
     assert within(pd.Series([0.0, np.nan]), 1.0) == "fails"
+    assert within(pd.Series([], dtype=float), 1.0) == "undecided"
+    assert settled(("undecided", "a"), ("holds", "b")) == ("undecided", "a")
+    assert "diverged" in more("undecided", seed_mean(pd.Series([1.0, 2.0, np.nan])))
+    assert more("undecided", seed_mean(pd.Series([1.0]))) == " More seeds would decide it."
     assert all_of(["undecided", "holds"]) == "undecided"
     assert points(Interval(-0.0123, -0.02, 0.001)) == "−1.2 points [−2.0, 0.1]"
+
+
+def test_a_seed_has_a_value_where_all_of_its_trials_have_one():
+    frame = pd.DataFrame({"part": ["a", "b"] * 3, "seed": [0, 0, 1, 1, 2, 2], "y": [1.0, 2.0, 3.0, np.inf, 5.0, 6.0]})
+    runs = Runs(frame.iloc[:-1], pd.DataFrame(), Setup("", {"part": ["a", "b"]}, 3))
+    assert runs.by_seed("y")[0] == 1.5
+    assert runs.by_seed("y")[[1, 2]].isna().all()
+
+
+def test_runs_that_diverged_are_counted(claim, tmp_path):
+    def diverges(config, seed, trial=None, **settings):
+        return {**measured(config, seed, trial, **settings), "diverged": float(seed == 1)}
+
+    evidence = run(replace(claim, experiment=diverges), workers=0, out=tmp_path, progress=False)
+    assert evidence.verdict.says.endswith("2 of 8 runs diverged.")
+
+
+def test_the_mean_on_a_logarithmic_axis_is_geometric():
+    values = np.array([1.0, 100.0])
+    assert draw._mean(values, geometric=True).estimate == pytest.approx(10)
+    assert draw._mean(values, geometric=False).estimate == pytest.approx(50.5)
+    frame = pd.DataFrame({"at": [1, 1, 1], "y": [1.0, 100.0, np.nan]})
+    at, mean, low, _, missing = draw._summary(frame, "at", "y", positive=True)
+    assert (at.tolist(), mean[0], missing) == ([1.0], pytest.approx(10), 1)
+    assert 0 < low[0] < 10
 
 
 def test_figures_draw_what_is_not_finite_as_missing():
@@ -199,10 +288,18 @@ def test_the_command_line_lists_runs_and_refuses(tmp_path):
     assert "holds 64 for 32 channels" in done.output
     assert (tmp_path / "quick" / "index.html").exists()
     assert "| bn-backward |" in (tmp_path / "quick" / "README.md").read_text(encoding="utf-8")
+    done = runner.invoke(app, ["claims", "run", "bn-invariance", "--quick", "--workers", "0", "--out", str(tmp_path)])
+    table = (tmp_path / "quick" / "README.md").read_text(encoding="utf-8")
+    assert table.startswith("# Verdicts: 3 hold\n")  # what was run earlier stays
+    (tmp_path / "file").touch()
     for words, message in (
         (["claims", "run", "bn-backwards"], "Did you mean 'bn-backward'"),
         (["claims", "run"], "claims must be named, or all be run with --all"),
         (["claims", "run", "bn-backward", "--all"], "claims must be named, or all be run with --all"),
+        (["claims", "run", "bn-backward", "--seeds", "0"], "seeds must be an integer of at least 1"),
+        (["claims", "run", "bn-backward", "--workers", "-1"], "workers must be an integer of at least 0"),
+        (["claims", "run", "bn-backward", "--out", str(tmp_path / "file")], "out must be a folder"),
+        (["claims", "run", "bn-backward", "--out", ""], "out must be a folder"),
     ):
         refused = runner.invoke(app, words)
         assert refused.exit_code != 0

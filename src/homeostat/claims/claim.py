@@ -7,6 +7,7 @@ functions of the trials. Nothing here is random.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -107,7 +108,7 @@ class Claim:
     """A sentence of the lectures as an experiment.
 
     Attributes:
-        id: its name, words with hyphens.
+        id: its name, words of small letters and digits with hyphens; also of the folder that it is kept in.
         sentence: what the lecture says.
         source: lecture and slide: "002, Initialization vs. optimization".
         hypothesis: what should be seen if it is right, in one sentence.
@@ -131,6 +132,10 @@ class Claim:
     quick: Setup
     full: Setup
     literature: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id):
+            raise invalid("Claim", "id", "be words of small letters and digits, with hyphens between", self.id)
 
 
 def decided(interval: Interval, threshold: float = 0.0) -> Word:

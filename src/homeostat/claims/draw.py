@@ -6,6 +6,7 @@ name beside them. What is not finite is left out, and said. Nothing is random: t
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
-from homeostat.inference import mean_interval
+from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import FAINT, HELPS, HURTS, INK, NARROW, OTHER, SOFT, Picture, blank, drawing, inline
 from homeostat.page.text import shorten
 
@@ -31,6 +33,9 @@ _STYLES: tuple[tuple[str, Any, str], ...] = (
     (OTHER, (0, (2, 1)), "<"),
 )
 MOST_GROUPS = len(_STYLES)
+_COLORS = 5  # different ones
+_ROW = {True: 40, False: 18}  # the most characters of a row's name, and of one of its two lines
+_NOTHING: Mapping[bool, int] = {True: 0, False: 0}
 
 Draw = Callable[[Axes, bool], None]
 
@@ -69,23 +74,38 @@ def courses(
         line: a height at which a reference line is drawn.
     """
     groups = [(None, frame)] if group is None else list(frame.groupby(group, sort=False))
+    longest = max((len(_named(key, names, 60)) for key, _ in groups), default=0) if group is not None else 0
+    # names that are too long to stand beside lines, or lines too many for a color each, stand above them with a sample
+    above = {wide: longest > _LABEL[wide] or len(groups) > _COLORS for wide in (True, False)}
 
     def draw(axes: Axes, wide: bool) -> None:
-        ends = []
+        ends, lost = [], 0
         for (key, own), (color, dash, marker) in zip(groups, _STYLES, strict=False):
-            at, mean, low, high = _summary(own, x, y, positive="y" in log)
+            at, mean, low, high, missing = _summary(own, x, y, positive="y" in log)
             few = marker if len(at) <= 20 else ""
+            label = _named(key, names, 60 if wide else 44) if group is not None else None
             axes.fill_between(at, low, high, color=color, alpha=0.14, linewidth=0)
-            axes.plot(at, mean, color=color, linestyle=dash, linewidth=2, marker=few, markersize=5)
-            if group is not None and len(mean):
-                ends.append((float(mean[-1]), _named(key, names, _LABEL[wide]), color))
+            axes.plot(at, mean, color=color, linestyle=dash, linewidth=2, marker=few, markersize=5, label=label)
+            lost += missing
+            if label is not None and len(mean):
+                ends.append((float(mean[-1]), label, color))
         if line is not None:
             axes.axhline(line, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
-        _scales(axes, log)
-        _ends(axes, ends)
+        if lost:
+            what = "not finite" if "y" not in log else "not finite, or zero"
+            axes.annotate(
+                f"not drawn: {lost} of {len(frame)} values, {what}", (0, 1), (2, 2), xycoords="axes fraction",
+                textcoords="offset points", va="bottom", fontsize=10.5, color=HURTS,
+            )  # fmt: skip
+        _scales(axes, log, wide)
+        if above[wide]:
+            _legend(axes, _columns(longest, wide), lift=16 if lost else 2)
+        else:
+            _ends(axes, ends)
 
-    longest = max((len(_named(key, names, _LABEL[True])) for key, _ in groups), default=0) if group is not None else 0
-    return _pictured(draw, across, up, alt, room=longest)
+    rooms = {wide: 0 if above[wide] else longest for wide in above}
+    heads = {wide: 18.0 * -(-len(groups) // _columns(longest, wide)) + 14 if above[wide] else 0.0 for wide in above}
+    return _pictured(draw, across, up, alt, rooms=rooms, heads=heads)
 
 
 def levels(
@@ -100,6 +120,8 @@ def levels(
     line: float | None = None,
 ) -> Picture:
     """One row per level: the single runs as faint points, their mean with its interval on top.
+
+    On a logarithmic axis it is the geometric mean.
 
     Args:
         frame: one row per run.
@@ -120,10 +142,9 @@ def levels(
             finite = values[np.isfinite(values) & ((values > 0) | (not log))]
             axes.plot(finite, np.full(len(finite), row), "o", color=SOFT, alpha=0.35, markersize=4, markeredgewidth=0)
             if len(finite):
-                found = mean_interval(finite)
+                found = _mean(finite, geometric=log)
                 if len(finite) > 1:
-                    low = max(found.low, finite.min() * 0.5) if log else found.low
-                    axes.plot([low, found.high], [row, row], color=HELPS, linewidth=2.4, solid_capstyle="butt")
+                    axes.plot([found.low, found.high], [row, row], color=HELPS, linewidth=2.4, solid_capstyle="butt")
                 axes.plot([found.estimate], [row], "D", color=HELPS, markersize=7)
             gone = int((~np.isfinite(values)).sum())
             if gone or len(finite) < len(values):
@@ -134,17 +155,19 @@ def levels(
                     ha="right", va="center", fontsize=10.5, color=HURTS,
                 )  # fmt: skip
         axes.set_ylim(len(keys) - 0.5, -0.5)
-        axes.set_yticks(range(len(keys)), [shorten(label, 40 if wide else 16) for label in labels])
+        axes.set_yticks(
+            range(len(keys)), labels if wide else [_in_two_lines(label) for label in labels], linespacing=1.0
+        )
         if line is not None:
             axes.axvline(line, color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
         if log:
-            _logarithmic(axes, "x")
+            _logarithmic(axes, "x", wide)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
         axes.grid(axis="x", color=FAINT, linewidth=0.8)
 
     longest = max(map(len, labels), default=0)
-    return _pictured(draw, across, "", alt, rows=len(keys), left=min(40, longest))
+    return _pictured(draw, across, "", alt, rows=len(keys), left=longest)
 
 
 def scatter(
@@ -164,31 +187,53 @@ def scatter(
 
     def draw(axes: Axes, wide: bool) -> None:
         for (key, own), (color, _, marker) in zip(groups, _STYLES, strict=False):
-            label = _named(key, names, 30 if wide else 16) if group is not None else None
+            label = _named(key, names, 44) if group is not None else None
             axes.plot(own[x], own[y], marker, color=color, alpha=0.75, markersize=6, linestyle="none", label=label)
-        _scales(axes, log)
+        _scales(axes, log, wide)
         if group is not None:
-            axes.legend(
-                loc="lower left", bbox_to_anchor=(0, 1), ncols=3 if wide else 2, frameon=False, fontsize=11,
-                handletextpad=0.2, columnspacing=1.0, borderaxespad=0.2,
-            )  # fmt: skip
+            _legend(axes, _columns(longest, wide), lift=2)
 
-    return _pictured(draw, across, up, alt, head=0 if group is None else 24)
+    longest = max((len(_named(key, names, 44)) for key, _ in groups), default=0)
+    lines = {wide: -(-len(groups) // _columns(longest, wide)) if group is not None else 0 for wide in (True, False)}
+    return _pictured(draw, across, up, alt, heads={wide: 18.0 * count for wide, count in lines.items()})
+
+
+def _columns(longest: int, wide: bool) -> int:
+    """How many names of so many characters stand beside each other in a legend."""
+    return max(1, min(4 if wide else 2, int((88 if wide else 42) / (longest + 8))))
+
+
+def _legend(axes: Axes, columns: int, lift: float) -> None:
+    """Names above the axes, each with a sample of its line or marker."""
+    above = ScaledTranslation(0, lift / 72, axes.figure.dpi_scale_trans)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), bbox_transform=axes.transAxes + above, ncols=columns, frameon=False,
+        fontsize=11, handlelength=2.6, handletextpad=0.5, columnspacing=1.2, borderaxespad=0.0, borderpad=0.0,
+        labelspacing=0.35,
+    )  # fmt: skip
 
 
 def _pictured(
-    draw: Draw, across: str, up: str, alt: str, *, room: int = 0, rows: int = 0, left: int = 0, head: float = 0
+    draw: Draw,
+    across: str,
+    up: str,
+    alt: str,
+    *,
+    rooms: Mapping[bool, int] = _NOTHING,
+    rows: int = 0,
+    left: int = 0,
+    heads: Mapping[bool, float] = _NOTHING,
 ) -> Picture:
-    """A figure in both layouts: `room` characters at the right, `left` characters at the left, `rows` lines."""
+    """A figure in both layouts: characters at the right, `left` characters at the left, `rows` lines, points above."""
 
     def layout(wide: bool) -> str:
-        width = _WIDE if wide else NARROW
+        width, room = (_WIDE if wide else NARROW), rooms[wide]
         height = 34.0 * rows + 66.0 if rows else (320.0 if wide else 260.0)
-        beside = 7.1 * min(room, _LABEL[wide]) + (14 if room else 6)
-        before = 6.8 * min(left, 40 if wide else 16) + 14 if rows else 64.0
+        beside = 7.1 * room + (14 if room else 6)
+        before = 6.8 * min(left, _ROW[wide]) + 14 if rows else 64.0
         with drawing():
-            figure = blank(width, height + head)
-            whole = height + head
+            whole = height + heads[wide]
+            figure = blank(width, whole)
             box = (before / width, 48 / whole, (width - before - beside - 6) / width, (height - 62) / whole)
             axes = figure.add_axes(box)
             axes.patch.set_visible(False)
@@ -198,7 +243,9 @@ def _pictured(
             if not rows:
                 axes.grid(axis="y", color=FAINT, linewidth=0.8)
             draw(axes, wide)
-            axes.set_xlabel(shorten(across, 90 if wide else 46), fontsize=11.5, labelpad=4)
+            axes.set_xlabel(shorten(across, 90 if wide else 50), fontsize=11.5, labelpad=4)
+            if not wide:  # it may be longer than the axes
+                axes.xaxis.set_label_coords(0.5, 9 / whole, transform=figure.transFigure)
             if up:
                 axes.set_ylabel(shorten(up, 46 if wide else 36), fontsize=11.5, labelpad=6)
             return inline(figure, f"claim-{'wide' if wide else 'narrow'}", alt)
@@ -206,25 +253,41 @@ def _pictured(
     return Picture(layout(True), layout(False), alt)
 
 
-def _summary(frame: pd.DataFrame, x: str, y: str, *, positive: bool) -> tuple[np.ndarray, ...]:
-    """Per x: the mean of y and the ends of its interval (the mean itself, where there is one seed)."""
+def _summary(frame: pd.DataFrame, x: str, y: str, *, positive: bool) -> tuple[Any, ...]:
+    """Per x: the mean of y and the ends of its interval (the mean itself, where there is one); what is left out.
+
+    Where y has to be positive, it is the geometric mean.
+    """
     at: list[float] = []
     rows: list[tuple[float, float, float]] = []
+    missing = 0
     for place in np.unique(frame[x].to_numpy(dtype=float)):
         values = frame.loc[frame[x] == place, y].to_numpy(dtype=float)
-        values = values[np.isfinite(values) & ((values > 0) | (not positive))]
-        if len(values):
-            found = mean_interval(values)
-            bottom, top = (found.low, found.high) if len(values) > 1 else (found.estimate, found.estimate)
+        known = values[np.isfinite(values) & ((values > 0) | (not positive))]
+        missing += len(values) - len(known)
+        if len(known):
+            found = _mean(known, geometric=positive)
             at.append(float(place))
-            rows.append((found.estimate, max(bottom, values.min() * 0.5) if positive else bottom, top))
-    return np.array(at), *np.array(rows, dtype=float).reshape(-1, 3).T
+            rows.append((found[0], found[1], found[2]) if len(known) > 1 else (found[0],) * 3)
+    return np.array(at), *np.array(rows, dtype=float).reshape(-1, 3).T, missing
 
 
-def _scales(axes: Axes, log: str) -> None:
+def _mean(values: np.ndarray, *, geometric: bool) -> Interval:
+    if not geometric:
+        return mean_interval(values)
+    return Interval(*np.exp(mean_interval(np.log(values))[:3]))
+
+
+def _in_two_lines(label: str) -> str:
+    """A label for the narrow layout; what does not fit is left out in the middle."""
+    lines = textwrap.wrap(label, _ROW[False], break_long_words=False)
+    return "\n".join(shorten(line, _ROW[False]) for line in ([lines[0], lines[-1]] if len(lines) > 2 else lines))
+
+
+def _scales(axes: Axes, log: str, wide: bool) -> None:
     for name in "xy":
         if name in log:
-            _logarithmic(axes, name)
+            _logarithmic(axes, name, wide)
         else:
             counts = name == "x" and all(
                 np.all(np.asarray(line.get_xdata(), dtype=float) % 1 == 0) for line in axes.lines
@@ -232,13 +295,13 @@ def _scales(axes: Axes, log: str) -> None:
             getattr(axes, f"{name}axis").set_major_locator(MaxNLocator(6, integer=counts))
 
 
-def _logarithmic(axes: Axes, name: str) -> None:
+def _logarithmic(axes: Axes, name: str, wide: bool) -> None:
     """Ticks at powers of ten, or at 1, 2, 5 times them where the axis covers less than two."""
     axis = getattr(axes, f"{name}axis")
     getattr(axes, f"set_{name}scale")("log")
     low, high = getattr(axes, f"get_{name}lim")()
     subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=7))
+    axis.set_major_locator(LogLocator(subs=subs, numticks=5 if name == "x" and not wide else 7))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -57,7 +57,8 @@ class Evidence:
         """How a notebook shows it."""
         said = f"<b>{html.escape(self.verdict.word)}</b> · {html.escape(self.verdict.number)}"
         words = (self.claim.sentence, said, html.escape(self.verdict.says))
-        return "".join(f"<p>{word}</p>" for word in (html.escape(words[0]), *words[1:])) + self.figure.wide
+        text = "".join(f"<p>{word}</p>" for word in (html.escape(words[0]), *words[1:]))
+        return f'<div style="background: #fffffe; color: #1a1a1a; padding: 4px 12px">{text}{self.figure.wide}</div>'
 
     def save(self, directory: Path) -> None:
         """Write trials.csv, figure.svg and evidence.json, each all of it or nothing."""

@@ -17,6 +17,7 @@ from homeostat.claims.registry import THEMES
 from homeostat.page import template
 from homeostat.page.text import duration
 from homeostat.study.factors import level_text
+from homeostat.study.results.wording import counted
 from homeostat.study.show.export import write_text
 
 FILE = "index.html"
@@ -41,15 +42,15 @@ def render(found: Sequence[Evidence]) -> str:
         (name, [_card(known[claim.id]) for claim in claims if claim.id in known]) for name, claims in THEMES.items()
     ]
     own = [_card(evidence) for evidence in found if all(evidence.claim not in claims for claims in THEMES.values())]
-    counts = Counter(evidence.verdict.word for evidence in found)
     context = {
         "kind": "claims",
         "title": "the lectures, tried",
         "version": version("homeostat"),
-        "counts": [f"{counts[word]} {word}" for word in ("holds", "fails", "undecided") if counts[word]],
+        "counts": tally(evidence.verdict.word for evidence in found),
+        "forms": sorted({f"{evidence.scale} form" for evidence in found}, reverse=True),
         "themes": [(name, cards) for name, cards in [*themes, ("Claims of your own", own)] if cards],
         "environment": [(name, str(text)) for name, text in (found[0].environment.items() if found else ())],
-        "seconds": sum(evidence.seconds for evidence in found),
+        "spent": duration(sum(evidence.seconds for evidence in found)),
     }
     return template.render("homeostat.claims", "gallery", context)
 
@@ -88,10 +89,7 @@ def _card(evidence: Evidence) -> dict[str, Any]:
     varied = "; ".join(f"{name}: {', '.join(map(level_text, known))}" for name, known in setup.factors.items())
     facts = [
         ("Hypothesis", claim.hypothesis),
-        ("Criterion, fixed before", claim.criterion),
-        ("Data", setup.data),
         ("Varied", varied),
-        ("Seeds", str(setup.seeds)),
         ("Begun", evidence.date),
         ("Source", claim.source),
         ("Others", claim.literature),
@@ -102,6 +100,8 @@ def _card(evidence: Evidence) -> dict[str, Any]:
         "word": evidence.verdict.word,
         "number": evidence.verdict.number,
         "says": evidence.verdict.says,
+        "criterion": claim.criterion,
+        "data": f"{setup.data}; {counted(setup.seeds, 'seed')}, {counted(len(evidence.frame), 'trial')}",
         "figure": renamed(evidence.figure, claim.id),
         "facts": [fact for fact in facts if fact[1]],
         "command": evidence.command,

@@ -46,7 +46,12 @@ class Ledger(View):
 
     @classmethod
     def create_or_open(
-        cls, directory: Path | str, configuration: Mapping[str, Any], rows: Iterable[Row], *, anyway: bool = False
+        cls,
+        directory: Path | str,
+        configuration: Mapping[str, Any],
+        rows: Iterable[Row],
+        *,
+        anyway: bool | None = False,
     ) -> Ledger:
         """The ledger in `directory`, made with these rows if there is none yet.
 
@@ -54,7 +59,8 @@ class Ledger(View):
             directory: made where it is missing.
             configuration: JSON-able settings that must be the same for results to belong together.
             rows: (treatment, seed, config) of every trial, in run order; ignored when the ledger is there already.
-            anyway: go on with another configuration, as long as the design is the same; it is remembered.
+            anyway: go on with another configuration, as long as the design is the same; it is remembered. None: no,
+                and it cannot be asked for.
         Raises: InvalidValue, with the difference, if the directory holds another configuration or a newer schema;
             StorageError if it cannot be used.
         """
@@ -249,6 +255,21 @@ class Ledger(View):
         with self._storage.writing("admit") as connection:
             connection.executemany(query, itertools.product(seeds, list(treatments)))
 
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Add the trials of these treatments and seeds that are not there, behind those that are, in their order."""
+        with self._storage.writing("extend") as connection:
+            known = set(connection.execute("SELECT treatment, seed FROM trials").fetchall())
+            (last,) = connection.execute("SELECT MAX(trial) FROM trials").fetchone()
+            added = [
+                (treatment, seed, json.dumps(dict(config)))
+                for treatment, seed, config in rows
+                if (treatment, seed) not in known
+            ]
+            connection.executemany(
+                "INSERT INTO trials (trial, treatment, seed, config) VALUES (?, ?, ?, ?)",
+                [(trial, *row) for trial, row in enumerate(added, start=(-1 if last is None else last) + 1)],
+            )
+
     def adopt(self, found: Iterable[Finished], source: str, *, sequential: bool) -> int:
         """Store the results of another ledger's trials for those of this one that are the same and were never begun.
 
@@ -287,7 +308,7 @@ class Ledger(View):
         with self._storage.writing("spend") as connection:
             connection.execute("UPDATE meta SET value = CAST(value AS REAL) + ? WHERE key = 'spent'", (seconds,))
 
-    def _check_configuration(self, asked: dict[str, Any], anyway: bool) -> None:
+    def _check_configuration(self, asked: dict[str, Any], anyway: bool | None) -> None:
         """Refuse another configuration than the stored one and those accepted before; or accept it and remember it."""
         lines = differences(self.configuration, asked)
         if not lines or any(not differences(each, asked) for each in self.accepted):
@@ -298,10 +319,12 @@ class Ledger(View):
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('accepted', ?)", (accepted,))
             return
         cure = "Give another directory, or the settings of the stored study to resume it."
+        if anyway is not None:
+            cure += f" {'Another design cannot be resumed anyway.' if anyway else _ANYWAY}"
         raise InvalidValue(
             f"{self._storage.path}: this study was made with another configuration (stored → asked):\n"
             + "\n".join(f"  {line}" for line in lines)
-            + f"\n{cure} {'Another design cannot be resumed anyway.' if anyway else _ANYWAY}"
+            + f"\n{cure}"
         )
 
 
