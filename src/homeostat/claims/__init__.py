@@ -4,6 +4,7 @@
 puts evidence, of claims of one's own too, on a page.
 """
 
+from homeostat.claims import draw as draw
 from homeostat.claims.claim import Claim as Claim
 from homeostat.claims.claim import Runs as Runs
 from homeostat.claims.claim import Setup as Setup

@@ -25,12 +25,12 @@ _MOST_ROWS = 40
 _VERBS: dict[Word, str] = {"holds": "hold", "fails": "fail", "undecided": "undecided"}
 
 
-def write_gallery(found: Sequence[Evidence], directory: Path) -> Path:
+def write_gallery(found: Sequence[Evidence], directory: Path | str) -> Path:
     """Write the page of all evidence to `directory`/index.html; returns its path.
 
     Raises: StorageError if it cannot be written.
     """
-    path = directory / FILE
+    path = Path(directory) / FILE
     write_text(path, render(found))
     return path
 
