@@ -57,7 +57,7 @@ def test_a_sample_without_spread_leaves_no_doubt() -> None:
     assert mean_interval([0.0, 0.0]).p == 1.0
 
 
-@settings(max_examples=20, deadline=None)  # one call of statsmodels takes 40 ms
+@settings(max_examples=8)  # one call of statsmodels takes 40 ms
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=12))
 def test_holm_equals_statsmodels_and_passes_over_nan(p: list[float]) -> None:
     raw = np.array(p, dtype=float)

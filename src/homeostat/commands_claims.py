@@ -18,12 +18,14 @@ from homeostat.errors import HomeostatError, invalid
 from homeostat.study.show.export import write_text
 from homeostat.study.study import StudyInterrupted
 
+_LINE = 600
 _COLORS = {"holds": "green", "fails": "red", "undecided": "yellow"}
 
 
 def list_claims() -> int:
     """Print every claim by theme; returns the exit code."""
     console = Console()
+    console = console if console.is_terminal else Console(width=_LINE)  # a claim per line, for other programs
     for theme, claims in THEMES.items():
         console.print(f"\n[bold]{escape(theme)}[/]")
         rows = Table("claim", "what the lecture says", "where", box=None, pad_edge=False, show_header=False)
@@ -45,6 +47,8 @@ def run_claims(
     check_count("workers", workers, 0)
     if not out or (Path(out).exists() and not Path(out).is_dir()):
         raise invalid("claims run", "out", "be a folder", out)
+    if not quick:
+        console.print("[dim]In full, a claim takes from a minute to hours; with --quick, less than a minute.[/]")
     found: dict[str, Evidence] = {}
     failed = 0
     try:

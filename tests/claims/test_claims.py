@@ -235,6 +235,13 @@ def test_runs_that_diverged_are_counted(claim, tmp_path):
     assert evidence.verdict.says.endswith("2 of 8 runs diverged.")
 
 
+def test_negative_numbers_have_minus_signs(claim, tmp_path):
+    told = Verdict("holds", "-1.5 points [-2, -1]", "From -3 to 1e-07, in 784-1000 nets (-4).")
+    verdict = run(replace(claim, judge=lambda runs: told), workers=0, out=tmp_path, progress=False).verdict
+    assert verdict.number == "−1.5 points [−2, −1]"
+    assert verdict.says == "From −3 to 1e-07, in 784-1000 nets (−4)."
+
+
 def test_the_mean_on_a_logarithmic_axis_is_geometric():
     values = np.array([1.0, 100.0])
     assert draw._mean(values, geometric=True).estimate == pytest.approx(10)
@@ -280,7 +287,10 @@ def test_the_command_line_lists_runs_and_refuses(tmp_path):
     runner = CliRunner()
     listed = runner.invoke(app, ["claims", "list"])
     assert listed.exit_code == 0
-    assert all(id in listed.output for id in CLAIMS)
+    lines = listed.output.splitlines()
+    assert all(
+        sum(line.startswith(f"{id} ") and claim.source in line for line in lines) == 1 for id, claim in CLAIMS.items()
+    )
     done = runner.invoke(
         app, ["claims", "run", "bn-parameters", "bn-backward", "--quick", "--workers", "0", "--out", str(tmp_path)]
     )

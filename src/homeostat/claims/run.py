@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -169,7 +170,7 @@ def _judged(claim: Claim, setup: Setup, quick: bool, ledger: Ledger) -> Evidence
     if len(curves):
         curves = curves.merge(trials[["trial", *factors]], on="trial")  # of the seeds that are judged
     runs = Runs(frame, curves, setup)
-    verdict = _whole(claim.judge(runs), frame, len(trials))
+    verdict = _typeset(_whole(claim.judge(runs), frame, len(trials)))
     date = time.strftime("%Y-%m-%d", time.localtime(ledger.created))
     told = (setup, "quick" if quick else "full", date, ledger.spent, environment.describe(), failures)
     return Evidence(claim, verdict, frame, claim.draw(runs), *told)
@@ -185,3 +186,9 @@ def _whole(verdict: Verdict, frame: pd.DataFrame, planned: int) -> Verdict:
     if not lost or "diverged" in verdict.says:
         return verdict
     return replace(verdict, says=f"{verdict.says} {lost} of {planned} runs diverged.")
+
+
+def _typeset(verdict: Verdict) -> Verdict:
+    """With minus signs in front of negative numbers."""
+    number, says = (re.sub(r"(?<![\w.])-(?=\d)", "−", text) for text in (verdict.number, verdict.says))
+    return replace(verdict, number=number, says=says)
