@@ -34,7 +34,7 @@ _STYLES: tuple[tuple[str, Any, str], ...] = (
 )
 MOST_GROUPS = len(_STYLES)
 _COLORS = 5  # different ones
-_ROW = {True: 40, False: 18}  # the most characters of a row's name, and of one of its two lines
+_ROW = {True: 40, False: 21}  # the most characters of a row's name, and of one of its two lines
 _NOTHING: Mapping[bool, int] = {True: 0, False: 0}
 
 Draw = Callable[[Axes, bool], None]
@@ -133,7 +133,7 @@ def levels(
     """
     columns = [by] if isinstance(by, str) else list(by)
     keys = list(dict.fromkeys(map(tuple, frame[columns].to_numpy(dtype=object).tolist())))
-    labels = [_named(key[0] if len(key) == 1 else key, names, 40) for key in keys]
+    labels = [_named(key[0] if len(key) == 1 else key, names, _ROW[True]) for key in keys]
 
     def draw(axes: Axes, wide: bool) -> None:
         for row, key in enumerate(keys):
@@ -166,8 +166,9 @@ def levels(
             axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
         axes.grid(axis="x", color=FAINT, linewidth=0.8)
 
-    longest = max(map(len, labels), default=0)
-    return _pictured(draw, across, "", alt, rows=len(keys), left=longest)
+    rows = {True: labels, False: [_in_two_lines(label) for label in labels]}
+    left = {wide: max((len(line) for row in own for line in row.split("\n")), default=0) for wide, own in rows.items()}
+    return _pictured(draw, across, "", alt, rows=len(keys), left=left)
 
 
 def scatter(
@@ -221,16 +222,16 @@ def _pictured(
     *,
     rooms: Mapping[bool, int] = _NOTHING,
     rows: int = 0,
-    left: int = 0,
+    left: Mapping[bool, int] = _NOTHING,
     heads: Mapping[bool, float] = _NOTHING,
 ) -> Picture:
-    """A figure in both layouts: characters at the right, `left` characters at the left, `rows` lines, points above."""
+    """A figure in both layouts: characters at the right, rows with so many characters at the left, points above."""
 
     def layout(wide: bool) -> str:
         width, room = (_WIDE if wide else NARROW), rooms[wide]
         height = 34.0 * rows + 66.0 if rows else (320.0 if wide else 260.0)
         beside = 7.1 * room + (14 if room else 6)
-        before = 6.8 * min(left, _ROW[wide]) + 14 if rows else 64.0
+        before = 6.8 * left[wide] + 14 if rows else 64.0
         with drawing():
             whole = height + heads[wide]
             figure = blank(width, whole)
@@ -245,7 +246,7 @@ def _pictured(
             draw(axes, wide)
             axes.set_xlabel(shorten(across, 90 if wide else 50), fontsize=11.5, labelpad=4)
             if not wide:  # it may be longer than the axes
-                axes.xaxis.set_label_coords(0.5, 9 / whole, transform=figure.transFigure)
+                axes.xaxis.set_label_coords(0.5, 22 / whole, transform=figure.transFigure)
             if up:
                 axes.set_ylabel(shorten(up, 46 if wide else 36), fontsize=11.5, labelpad=6)
             return inline(figure, f"claim-{'wide' if wide else 'narrow'}", alt)

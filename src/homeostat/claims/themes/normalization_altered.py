@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from homeostat.claims import draw
 from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, more, points, settled
 from homeostat.claims.experiments import part_of, task_named
-from homeostat.claims.themes.normalization_training import NORMS, SGD, counted
+from homeostat.claims.themes.normalization_training import SGD, counted
 from homeostat.inference import mean_interval
 from homeostat.nn.activation import activate, split
 from homeostat.parts.norm import LastAxisBatchNorm
@@ -153,6 +153,7 @@ def _judge_regularization(runs: Runs) -> Verdict:
     )
 
 
+_NORMS = {"none": "no normalization", "batch": "batch normalization", "noisy": "noisier statistics"}
 _CONSTANTS = {
     "neither": "neither constant", "mean": "mean constant", "deviation": "deviation constant", "both": "both constant",
     _PLAIN: "no normalization",
@@ -207,7 +208,7 @@ CLAIMS = (
             "with dropout and without.",
             names={
                 (norm, p): f"{label}, {f'dropout {p:g}' if p else 'no dropout'}"
-                for norm, label in {**NORMS, "noisy": "noisier statistics"}.items()
+                for norm, label in _NORMS.items()
                 for p in (0.0, 0.5)
             },
         ),
