@@ -330,8 +330,9 @@ CLAIMS = (
         f"three intervals all lie within ±{100 * _NEGLIGIBLE:g} points.",
         experiment=accuracy, judge=_judge_interactions,
         draw=lambda runs: draw.levels(
-            _contrasts(runs), "pair", "points", across="difference of one's effect between the other's levels, points",
-            alt="The six two-factor interactions on test accuracy, with intervals.", line=0.0,
+            _contrasts(runs), "pair", "points", line=0.0,
+            across="difference of one's effect between the other's levels, points; 95 % each",
+            alt="The six two-factor interactions on test accuracy, with intervals.",
         ),
         quick=Setup("digits; a perceptron of 6×64, 10 epochs", _LEVELS, 5, {"task": "digits", "recipe":
                     {**_DEEP, "widths": [64] * 6, "epochs": 10}}),
