@@ -8,7 +8,7 @@ functions of the trials. Nothing here is random.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -160,6 +160,16 @@ def inside(interval: Interval, low: float, high: float) -> Word:
     if low <= interval.low and interval.high <= high:
         return "holds"
     return "fails" if interval.low > high or interval.high < low else "undecided"
+
+
+def between(best: float | None, tried: Iterable[float]) -> bool:
+    """Whether the best of some levels has others on both sides: beyond an end there may be a better one.
+
+    Example:
+        >>> between(0.1, [0.01, 0.1, 1.0]), between(1.0, [0.01, 0.1, 1.0]), between(None, [0.01, 0.1, 1.0])
+        (True, False, False)
+    """
+    return best in sorted(set(tried))[1:-1]
 
 
 def near(interval: Interval, margin: float) -> Word:

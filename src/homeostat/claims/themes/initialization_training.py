@@ -23,6 +23,7 @@ from homeostat.claims.claim import (
     Setup,
     Verdict,
     Word,
+    between,
     decided,
     more,
     points,
@@ -182,7 +183,6 @@ def activation(config: Mapping[str, Any], seed: int, *, task: str, recipe: Mappi
 
 
 def _judge_activation(runs: Runs) -> Verdict:
-    rates = sorted(map(float, dict.fromkeys(runs.trials["lr"])))
     parts: list[tuple[Word, str]] = []
     told, ends = [], []
     for name, suited, other in (
@@ -198,7 +198,7 @@ def _judge_activation(runs: Runs) -> Verdict:
             for each in levels
         )
         told.append(f"{name} {points(found)} ({reached})")
-        inner = all(rate in rates[1:-1] for rate in best.values())  # at an end, a better one may lie beyond
+        inner = all(between(rate, runs.trials["lr"].astype(float)) for rate in best.values())
         ends += [] if inner else [name]
         parts.append((decided(found) if inner else "undecided", f"{points(found)} for {name}"))
     word, number = settled(*parts)

@@ -23,6 +23,7 @@ from homeostat.claims.claim import (
     Setup,
     Verdict,
     Word,
+    between,
     decided,
     more,
     points,
@@ -214,7 +215,7 @@ def _judge_layernorm(runs: Runs) -> Verdict:
         runs.by_seed("test_accuracy", norm="layer", lr=rates["layer"])
         - runs.by_seed("test_accuracy", norm="none", lr=rates["none"])
     )
-    ends = {_WORDS[norm] for norm, rate in rates.items() if rate not in sorted(_rates(runs))[1:-1]}
+    ends = {_WORDS[norm] for norm, rate in rates.items() if not between(rate, _rates(runs))}
     word: Word = "undecided" if ends else decided(ratio)
     beyond = f" The best rate is an end of those tried {' and '.join(sorted(ends))}: others would decide it."
     return Verdict(
