@@ -256,6 +256,11 @@ def within(errors: pd.Series[float], tolerance: float) -> Word:
     return "holds" if bool((errors <= tolerance).all()) else "fails"
 
 
+def tiny(number: float) -> str:
+    """What rounding leaves: "1.3e-15", or 0."""
+    return f"{number:.1e}" if number else "0"
+
+
 def points(interval: Interval) -> str:
     """A difference of shares in percentage points: "+1.3 points [0.9, 1.7]"."""
     if np.isnan(interval.low):

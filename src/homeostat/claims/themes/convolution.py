@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, settled, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, settled, tiny, within
 
 _TOLERANCE = 1e-9
 
@@ -56,8 +56,8 @@ def _judge_sharing(runs: Runs) -> Verdict:
     errors = runs.trials["error"]
     return Verdict(
         within(errors, _TOLERANCE),
-        f"largest error {errors.max():.1e}",
-        f"From the gradient of the shared weight the sum over its edges is {errors.max():.1e} of the largest entry "
+        f"largest error {tiny(errors.max())}",
+        f"From the gradient of the shared weight the sum over its edges is {tiny(errors.max())} of the largest entry "
         f"away, their mean {100 * runs.trials['mean_error'].mean():.0f} % of the largest entry.",
     )
 
@@ -97,11 +97,11 @@ def _judge_shifts(runs: Runs) -> Verdict:
     zeros, circular = (runs.where(padding=kind)["border"].max() for kind in ("zeros", "circular"))
     return Verdict(
         *settled(
-            (within(frame["inside"], _TOLERANCE), f"largest error {frame['inside'].max():.1e}"),
+            (within(frame["inside"], _TOLERANCE), f"largest error {tiny(frame['inside'].max())}"),
             (within(sizes, 0.0), f"a size wrong by {sizes.max():.0f}"),
         ),
         f"At the borders zero padding errs by up to {zeros:.2f} of the largest output, circular padding by "
-        f"{circular:.1e}. With a stride of 2 and a shift by one pixel the nearest shifted output has a mean error of "
+        f"{tiny(circular)}. With a stride of 2 and a shift by one pixel the nearest shifted output has a mean error of "
         f"{runs.where(padding='circular')['strided'].mean():.2f} of the mean output.",
     )
 

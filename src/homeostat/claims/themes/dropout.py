@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from homeostat import nn as hsnn
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, inside, more, seed_mean, settled, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, inside, more, seed_mean, settled, tiny, within
 from homeostat.page.svg import Picture
 from homeostat.parts.dropout import absorb_dropout_scale_, set_p_
 from homeostat.parts.ensemble import enumerate_masks
@@ -115,11 +115,11 @@ def _judge_scaling(runs: Runs) -> Verdict:
     worded = ", ".join(f"{error:.0%} for p = {p:g}" for p, error in literal.items())
     return Verdict(
         within(exact, _TOLERANCE),
-        f"largest difference {exact.max():.1e}",
+        f"largest difference {tiny(exact.max())}",
         f"With rectifiers behind dropout, the pass is up to {deep['mean'].max():.0%} of the largest output from the "
         f"mean over all masks. Ten steps of SGD at one learning rate lead the forms apart by up to "
         f"{runs.trials['same_rate'].max():.0%}; with (1 - p)² times the rate behind inverted dropout, by "
-        f"{runs.trials['matched_rate'].max():.1e}. Multiplying by p itself, as 000 words it, is off by {worded}.",
+        f"{tiny(runs.trials['matched_rate'].max())}. Multiplying by p itself, as 000 words it, is off by {worded}.",
     )
 
 
@@ -205,11 +205,11 @@ def _judge_sum(runs: Runs) -> Verdict:
     return Verdict(
         *settled(
             (layer, f"drawn variance {drawn.estimate:.3f} of the formula's [{drawn.low:.3f}, {drawn.high:.3f}]"),
-            (within(exact, _TOLERANCE), f"means and variances off by {exact.max():.1e}"),
+            (within(exact, _TOLERANCE), f"means and variances off by {tiny(exact.max())}"),
         ),
-        f"Over all masks and all batches, means and variances are off by {exact.max():.1e} at most. Dropout's variance "
-        f"counts squares, a batch's squared deviations from the mean. Behind a nonlinearity and a loss the likeness "
-        f"ends: the mean gradient over all masks differs from the one without dropout by {grows} (medians)."
+        f"Over all masks and all batches, means and variances are off by {tiny(exact.max())} at most. Dropout's "
+        "variance counts squares, a batch's squared deviations from the mean. Behind a nonlinearity and a loss the "
+        f"likeness ends: the mean gradient over all masks differs from the one without dropout by {grows} (medians)."
         + more(layer, drawn, threshold=0.95),
     )
 

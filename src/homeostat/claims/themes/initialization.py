@@ -28,6 +28,7 @@ from homeostat.claims.claim import (
     points,
     said,
     settled,
+    tiny,
     within,
 )
 from homeostat.inference import Interval, mean_interval
@@ -83,14 +84,14 @@ def _judge_symmetry(runs: Runs) -> Verdict:
         ("holds" if bool((apart > 0.1).all()) else "fails", f"units from random weights {apart.min():.2g} apart"),
     )
     grown = (
-        f" At the start their gradients differ by {first:.1e} of their size. In exact arithmetic they stay equal: it "
+        f" At the start their gradients differ by {tiny(first)} of their size. In exact arithmetic they stay equal: it "
         "is rounding that parts them, and training that multiplies it."
     )
     return Verdict(
         word,
         number,
-        f"From equal weights, which cost {points(lost)} of accuracy, a layer's units are {trained:.1e} apart after "
-        f"training in float64 and {single['weights_apart'].max():.1e} in float32; from random ones {apart.min():.2f} "
+        f"From equal weights, which cost {points(lost)} of accuracy, a layer's units are {tiny(trained)} apart after "
+        f"training in float64 and {tiny(single['weights_apart'].max())} in float32; from random ones {apart.min():.2f} "
         f"or more.{grown if equal_at_first == 'holds' and equal_after == 'fails' else ''} It is units whose gradients "
         f"are equal: within a unit of the first layer they differ with its inputs, by "
         f"{equal['gradients_within_unit'].max():.2f} of their size.",
@@ -130,12 +131,12 @@ def _judge_depth(runs: Runs) -> Verdict:
     farthest = sorted(bases.values(), key=lambda found: -abs(found.estimate - 1))
     word, number = settled(
         *((inside(found, 0.95, 1.05), f"a factor of {_shown(found)} times S per layer") for found in farthest),
-        (within(single["error"], 1e-9), f"1×1 matrices off by {single['error'].max():.1e}"),
+        (within(single["error"], 1e-9), f"1×1 matrices off by {tiny(single['error'].max())}"),
     )
     return said(
         word,
         number,
-        f"For 1×1 matrices the gradients are S^(m-1) up to {single['error'].max():.1e}. For random matrices with "
+        f"For 1×1 matrices the gradients are S^(m-1) up to {tiny(single['error'].max())}. For random matrices with "
         "entries of variance S²/n the norm grows per layer by "
         + ", ".join(f"{scale * found.estimate:.2f} (S = {scale:g})" for scale, found in bases.items())
         + ".",

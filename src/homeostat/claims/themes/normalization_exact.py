@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from homeostat import nn as hsnn
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, said, settled, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, all_of, decided, said, settled, tiny, within
 from homeostat.parts.fold import fold
 
 _TOLERANCE = 1e-9
@@ -44,9 +44,9 @@ def _judge_moments(runs: Runs) -> Verdict:
     worst = runs.trials[["mean_error", "deviation_error"]].max(axis=1)
     return Verdict(
         within(worst, _TOLERANCE),
-        f"largest error {worst.max():.1e}",
-        f"The outputs' means are off beta by up to {runs.trials['mean_error'].max():.1e}, their deviations off gamma "
-        f"by up to {runs.trials['deviation_error'].max():.1e}, over inputs of all these means and deviations.",
+        f"largest error {tiny(worst.max())}",
+        f"The outputs' means are off beta by up to {tiny(runs.trials['mean_error'].max())}, their deviations off gamma "
+        f"by up to {tiny(runs.trials['deviation_error'].max())}, over inputs of all these means and deviations.",
     )
 
 
@@ -85,8 +85,8 @@ def _judge_backward(runs: Runs) -> Verdict:
     exact, usual = (runs.where(eps=eps)[columns].max(axis=1) for eps in (_NO_EPSILON, 1e-5))
     return Verdict(
         within(exact, _TOLERANCE),
-        f"largest cosine {exact.max():.1e}",
-        f"With the usual epsilon of 1e-5 the largest is {usual.max():.1e}: orthogonal to the input only nearly.",
+        f"largest cosine {tiny(exact.max())}",
+        f"With the usual epsilon of 1e-5 the largest is {tiny(usual.max())}: orthogonal to the input only nearly.",
     )
 
 
@@ -110,10 +110,10 @@ def _judge_invariance(runs: Runs) -> Verdict:
     exact_turned, usual = runs.where(eps=_NO_EPSILON)["turned"].max(), runs.where(eps=1e-5)
     return Verdict(
         within(exact, _TOLERANCE),
-        f"largest change {exact.max():.1e}",
-        f"With an epsilon of 1e-5, a shift changes outputs by up to {usual['shifted'].max():.1e}, a scale of 0.1 to 10 "
-        f"by up to {usual['scaled'].max():.1e}. By a negative scale they are, up to {exact_turned:.1e}, the negated "
-        "ones.",
+        f"largest change {tiny(exact.max())}",
+        f"With an epsilon of 1e-5, a shift changes outputs by up to {tiny(usual['shifted'].max())}, a scale of 0.1 to "
+        f"10 by up to {tiny(usual['scaled'].max())}. By a negative scale they are, up to {tiny(exact_turned)}, the "
+        "negated ones.",
     )
 
 
@@ -181,8 +181,8 @@ def _judge_folding(runs: Runs) -> Verdict:
     same = within(runs.trials["error"], 1e-5)
     fast = f"{ratio.estimate:.2f} times as fast [{ratio.low:.2f}, {ratio.high:.2f}]"
     return said(
-        *settled((decided(ratio, 1.0), fast), (same, f"outputs off by {runs.trials['error'].max():.1e}")),
-        f"Outputs differ by {runs.trials['error'].max():.1e} of the largest at most (float32 weights).",
+        *settled((decided(ratio, 1.0), fast), (same, f"outputs off by {tiny(runs.trials['error'].max())}")),
+        f"Outputs differ by {tiny(runs.trials['error'].max())} of the largest at most (float32 weights).",
     )
 
 
@@ -204,13 +204,13 @@ def _judge_batch_free(runs: Runs) -> Verdict:
     free = runs.where(norm="layer")[["company", "mode"]].max(axis=1)
     bound = runs.where(norm="batch")["company"].min()
     word, number = settled(
-        (within(free, _TOLERANCE), f"largest change {free.max():.1e}"),
+        (within(free, _TOLERANCE), f"largest change {tiny(free.max())}"),
         ("holds" if bound > 0.01 else "fails", f"batch normalization changes it by {bound:.2g}"),
     )
     return Verdict(
         word,
         number,
-        f"By company and by the mode layer normalization changes an example's output by {free.max():.1e} at most; "
+        f"By company and by the mode layer normalization changes an example's output by {tiny(free.max())} at most; "
         f"batch normalization by at least {bound:.2g}.",
     )
 

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from homeostat import nn as hsnn
 from homeostat import seeds
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, ratio, settled, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, ratio, settled, tiny, within
 from homeostat.claims.experiments import task_named
 from homeostat.doctor.curvature.sharpness import curvature
 from homeostat.errors import HomeostatError
@@ -280,13 +280,13 @@ def _judge_direction_length(runs: Runs) -> Verdict:
     turned, plain = runs.where(norm="batch")["radial"], runs.where(norm="none")["radial"]
     losses = {norm: runs.where(norm=norm)["loss"].mean() for norm in ("none", "weight", "batch")}
     word, number = settled(
-        (within(normalized, _TOLERANCE), f"largest error {normalized.max():.1e}"),
-        ("holds" if bool((plain > 0.01).all()) else "fails", f"without, a largest cosine of {plain.min():.1e}"),
+        (within(normalized, _TOLERANCE), f"largest error {tiny(normalized.max())}"),
+        ("holds" if bool((plain > 0.01).all()) else "fails", f"without, a largest cosine of {tiny(plain.min())}"),
     )
     return Verdict(
         word,
         number,
-        f"The cosine between a unit's weights and their gradient is {turned.max():.1e} at most with batch "
+        f"The cosine between a unit's weights and their gradient is {tiny(turned.max())} at most with batch "
         f"normalization, without it goes up to {plain.max():.2f}. After the same steps the loss is "
         f"{losses['none']:.3f} without, {losses['weight']:.3f} with direction and length as parameters of their own, "
         f"{losses['batch']:.3f} with batch normalization.",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, points, settled, within
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, points, settled, tiny, within
 from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.parts.clip import clip_grad_norm_, clip_grad_value_
@@ -101,7 +101,7 @@ def _judge_clipping(runs: Runs) -> Verdict:
     none, norm = (runs.where(clip=kind)[["cost", "longest_step"]].mean() for kind in ("none", "norm"))
     word, number = settled(
         (decided(saved), f"cost lower by {saved.estimate:.3f} [{saved.low:.3f}, {saved.high:.3f}]"),
-        (within(1 - by_norm, _TOLERANCE), f"a cosine of 1 − {(1 - by_norm).max():.1e} by norm"),
+        (within(1 - by_norm, _TOLERANCE), f"a cosine of 1 − {tiny((1 - by_norm).max())} by norm"),
         ("holds" if bool((by_value < 0.99).all()) else "fails", f"a cosine of {by_value.max():.3f} by value"),
     )
     return Verdict(
