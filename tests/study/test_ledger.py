@@ -53,6 +53,18 @@ def test_trials_are_claimed_in_run_order_each_once(ledger):
     assert len({claim.token for claim in claims[:4]}) == 4
 
 
+def test_trials_are_added_once_behind_those_that_are_there(ledger):
+    wanted = [(treatment, seed, {"x": treatment}) for seed in range(3) for treatment in range(2)]
+    first = ledger.claim(HOLDER, 30)
+    ledger.finish(first, {"y": 5.0}, 0.1)
+    for _ in range(2):
+        ledger.extend(wanted)
+    trials = ledger.trials()
+    assert trials["trial"].tolist() == [*range(6)]
+    assert trials[["treatment", "seed"]].tail(2).to_numpy().tolist() == [[0, 2], [1, 2]]
+    assert trials["y"].iloc[0] == 5.0
+
+
 def test_sixteen_processes_at_once_claim_every_trial_exactly_once(tmp_path):
     script = f"""
 import os, sys
