@@ -401,7 +401,7 @@ CLAIMS = (
         judge=_judge_inputs,
         draw=lambda runs: draw.courses(
             _with_lines(runs.trials, "data", "inputs"), "lr", "epochs_needed", "line", log="x",
-            across="learning rate", up="epochs to the target accuracy",
+            across="learning rate", up="epochs to the target accuracy; at the top, never",
             alt="Epochs until the target accuracy is reached, by learning rate, with raw and standardized inputs.",
         ),
         quick=Setup(
