@@ -110,7 +110,7 @@ def _ledger(claim: Claim, setup: Setup, directory: Path) -> Iterator[Ledger]:
     """The ledger of an experiment, seed by seed, so that one cut short has whole seeds."""
     levels = [dict(zip(setup.factors, each, strict=True)) for each in itertools.product(*setup.factors.values())]
     rows: list[Row] = [(place, seed, config) for seed in range(setup.seeds) for place, config in enumerate(levels)]
-    ledger = Ledger.create_or_open(directory, _settings(claim, setup), rows, anyway=None)
+    ledger = Ledger.create_or_open(directory, _settings(claim, setup), (), anyway=None)
     try:
         ledger.extend(rows)
         yield ledger
@@ -161,9 +161,7 @@ def _judged(claim: Claim, setup: Setup, quick: bool, ledger: Ledger) -> Evidence
     done = trials[trials["status"] == "done"].reset_index(drop=True)
     failures = tuple(dict.fromkeys(text for text in trials["failure"] if text))
     if done.empty:
-        raise HomeostatError(
-            f"{claim.id}: no trial ended well. {failures[0].partition(chr(10))[0] if failures else ''}"
-        )
+        raise HomeostatError(f"{claim.id}: no trial ended well. {failures[0].splitlines()[0] if failures else ''}")
     factors = list(setup.factors)
     metrics = [name for name in done.columns if done[name].dtype == float and name != "seconds"]
     frame = done[[*factors, "seed", *metrics]]

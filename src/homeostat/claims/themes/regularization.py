@@ -156,9 +156,8 @@ def _contrasts(runs: Runs) -> pd.DataFrame:
         for pair in _PAIRS:
             # the difference of two differences, averaged over the other two factors
             value = 400 * float((signs[pair[0]] * signs[pair[1]] * score).mean())
-            rows.append(
-                {"seed": seed, "pair": _paired(pair), "points": round(value, 9)}
-            )  # what is left of nothing is rounding
+            # what is left of nothing is rounding
+            rows.append({"seed": seed, "pair": _paired(pair), "points": round(value, 9)})
     return pd.DataFrame(rows, columns=["seed", "pair", "points"])
 
 
