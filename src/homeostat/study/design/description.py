@@ -83,7 +83,7 @@ def _bias(design: Design) -> list[str]:
         return []
     table = design.alias_matrix[left]
     what = counted(table.shape[1], "two-factor interaction")
-    sizes = np.abs(table.to_numpy())
+    sizes = np.abs(table.to_numpy()).round(9)  # so that rounding does not choose among equals
     if not sizes.any():
         return [f"Not estimated, and no matter to what is: {what}."]
     row, column = divmod(int(sizes.argmax()), sizes.shape[1])
