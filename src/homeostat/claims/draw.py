@@ -49,6 +49,12 @@ def renamed(figure: Picture, name: str) -> Picture:
     return Picture(with_name(figure.wide), with_name(figure.narrow), figure.alt)
 
 
+def lined(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows with a column `line` that names the other levels."""
+    lines = [", ".join(map(str, row)) for row in frame[list(columns)].to_numpy(dtype=object)]
+    return frame.assign(line=lines)
+
+
 def courses(
     frame: pd.DataFrame,
     x: str,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from homeostat import seeds
 from homeostat.training.datasets import load_task
@@ -61,3 +62,8 @@ def trained(
 ) -> dict[str, float]:
     """The metrics of `fitted`: what a claim about training measures."""
     return fitted(config, seed, trial, task=task, recipe=recipe).metrics
+
+
+def outputs_of(predict: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
+    """Outputs for all inputs, so many at a time, on the CPU."""
+    return torch.cat([predict(part).detach().cpu() for part in inputs.split(size)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from homeostat.claims.claim import Claim
 from homeostat.claims.themes import (
+    adaptation,
     convolution,
     dropout,
     dropout_average,
@@ -13,6 +14,7 @@ from homeostat.claims.themes import (
     entangled_imagenet,
     initialization,
     initialization_training,
+    inputs,
     normalization_altered,
     normalization_exact,
     normalization_training,
@@ -21,17 +23,20 @@ from homeostat.claims.themes import (
     optimization,
     penalties,
     regularization,
+    symmetry,
 )
 from homeostat.errors import unknown
 
 THEMES: dict[str, tuple[Claim, ...]] = {
-    "Initialization": (*initialization.CLAIMS, *initialization_training.CLAIMS),
+    "Initialization": (
+        *symmetry.CLAIMS, *initialization.CLAIMS, *initialization_training.CLAIMS, *inputs.CLAIMS,
+    ),
     "Dropout": (*dropout.CLAIMS, *dropout_average.CLAIMS, *dropout_training.CLAIMS),
     "Normalization, exactly": normalization_exact.CLAIMS,
     "Normalization in training": (
         *normalization_training.CLAIMS, *normalization_altered.CLAIMS, *normalization_why.CLAIMS,
     ),
-    "Normalization in use": normalization_use.CLAIMS,
+    "Normalization in use": (*normalization_use.CLAIMS, *adaptation.CLAIMS),
     "Penalties and stopping": (*penalties.CLAIMS, *early_stopping.CLAIMS),
     "Optimization and architecture": (*optimization.CLAIMS, *convolution.CLAIMS),
     "Together": (*regularization.CLAIMS, *entangled.CLAIMS, *entangled_imagenet.CLAIMS),

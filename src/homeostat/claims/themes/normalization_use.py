@@ -1,4 +1,4 @@
-"""Normalization in use: the statistics that predict, small and correlated batches, plain nets, shifted images.
+"""Normalization in use: the statistics that predict, small and correlated batches, plain nets.
 
 Training by recipes; what is measured beside it draws from streams of the seed.
 """
@@ -6,7 +6,7 @@ Training by recipes; what is measured beside it draws from streams of the seed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from homeostat import seeds
 from homeostat.claims import draw
 from homeostat.claims.claim import (
     Claim,
@@ -32,11 +31,9 @@ from homeostat.claims.claim import (
     settled,
     within,
 )
-from homeostat.claims.experiments import fitted, task_named, trained
-from homeostat.inference import Interval
+from homeostat.claims.experiments import outputs_of, task_named, trained
 from homeostat.page.svg import Picture
-from homeostat.parts.adapt import BatchNormAdaptation, Tent, batch_norms
-from homeostat.parts.corrupt import corrupt
+from homeostat.parts.adapt import BatchNormAdaptation, batch_norms
 from homeostat.parts.population import ESTIMATORS, update_statistics_
 from homeostat.training.loop import fit
 from homeostat.training.models import build_model
@@ -44,11 +41,6 @@ from homeostat.training.recipe import Recipe
 from homeostat.training.task import Task
 
 _TOLERANCE = 1e-9
-
-
-def _classes(predict: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
-    """Outputs for all inputs, so many at a time, on the CPU."""
-    return torch.cat([predict(part).detach().cpu() for part in inputs.split(size)])
 
 
 def inference(config: Mapping[str, Any], seed: int, *, task: str, recipe: Mapping[str, Any]) -> dict[str, float]:
@@ -68,7 +60,7 @@ def inference(config: Mapping[str, Any], seed: int, *, task: str, recipe: Mappin
             batches = found.train.batches(seed, 0, settings.batch_size, shuffle=True)
             update_statistics_(model, (found.prepare(x) for x, _ in batches), estimator=statistics)
         with torch.no_grad():
-            measured[f"accuracy_{statistics}"] = found.measure(_classes(model, inputs, 256), labels)
+            measured[f"accuracy_{statistics}"] = found.measure(outputs_of(model, inputs, 256), labels)
             measured[f"company_{statistics}"] = _company(model, inputs, 1)
     with torch.no_grad():
         measured["company_batch"] = _company(BatchNormAdaptation(model), inputs, 16)
@@ -78,7 +70,7 @@ def inference(config: Mapping[str, Any], seed: int, *, task: str, recipe: Mappin
 def _company(model: nn.Module, inputs: Tensor, size: int) -> float:
     """The largest change of an output among 64 when predicted `size` at a time; of the largest output; in float64."""
     wide, inputs = copy.deepcopy(model).double(), inputs[:64].double()
-    together, apart = (_classes(wide, inputs, count) for count in (64, size))
+    together, apart = (outputs_of(wide, inputs, count) for count in (64, size))
     return float((together - apart).abs().max() / together.abs().max())
 
 
@@ -227,65 +219,6 @@ def _judge_layernorm(runs: Runs) -> Verdict:
     )
 
 
-def adapting(
-    config: Mapping[str, Any], seed: int, *, task: str, recipe: Mapping[str, Any], batch: int
-) -> dict[str, float]:
-    """Test accuracy on corrupted images as trained, by the statistics of test batches, and with Tent."""
-    found = task_named(task)
-    model = fitted({}, seed, task=task, recipe=recipe).model
-    images, labels = found.test.head(len(found.test))
-    name, _, severity = config["corruption"].partition(":")
-    if severity:
-        images = corrupt(images, name, int(severity), seed=seed)
-    order = torch.randperm(len(labels), generator=seeds.torch_generator(seed, "claim", "tent"))
-    inputs, labels = found.prepare(images[order]).to(next(model.parameters()).device), labels[order]
-    with torch.no_grad():
-        outputs = {"trained": _classes(model, inputs, batch)}
-        outputs["statistics"] = _classes(BatchNormAdaptation(model), inputs, batch)
-    with Tent(model) as adapted:
-        outputs["tent"] = _classes(adapted, inputs, batch)
-    return {f"accuracy_{way}": found.measure(each, labels) for way, each in outputs.items()}
-
-
-def _judge_tent(runs: Runs) -> Verdict:
-    corrupted = Runs(runs.trials[runs.trials["corruption"] != "none"], runs.curves, runs.setup)
-
-    def apart(first: str, second: str, among: Runs, **levels: Any) -> Interval:
-        accuracies = (among.by_seed(f"accuracy_{way}", **levels) for way in (first, second))
-        return seed_mean(next(accuracies) - next(accuracies))
-
-    statistics, tent = (apart(way, "trained", corrupted) for way in ("statistics", "tent"))
-    entropy, clean = apart("tent", "statistics", corrupted), apart("tent", "trained", runs, corruption="none")
-    among = {"holds": "more", "fails": "less", "undecided": "nothing measurable"}[decided(entropy)]
-    names = [str(name) for name in dict.fromkeys(corrupted.trials["corruption"])]
-    gains = (100 * apart("tent", "trained", corrupted, corruption=name).estimate for name in names)
-    single = ", ".join(f"{name} {gain:+.1f}" for name, gain in zip(names, gains, strict=True)).replace("-", "−")
-    return said(
-        *settled(
-            (decided(tent), f"{points(tent)} by Tent"), (decided(statistics), f"{points(statistics)} by statistics")
-        ),
-        f"Over the network as trained Tent gains {single} points; on clean images {points(clean)}. The test "
-        f"batches' statistics alone gain {points(statistics)} over all corruptions; to that the step down the entropy "
-        f"adds {among}: {points(entropy)}.",
-    )
-
-
-def _draw_tent(runs: Runs) -> Picture:
-    parts = {"BN": ("statistics", "trained"), "Tent": ("tent", "statistics")}
-    rows = [
-        runs.where(corruption=name).assign(
-            row=f"{'clean' if name == 'none' else str(name).partition(':')[0].split('_')[-1]}, {part}",
-            gain=100 * (runs.trials[f"accuracy_{first}"] - runs.trials[f"accuracy_{second}"]),
-        )
-        for name in runs.setup.factors["corruption"]
-        for part, (first, second) in parts.items()
-    ]
-    return draw.levels(
-        pd.concat(rows), "row", "gain", line=0.0, across="points gained: BN over none, Tent over BN",
-        alt="What test batches' statistics gain over the network as trained, and the entropy step over these.",
-    )  # fmt: skip
-
-
 _STATISTICS: dict[str, Sequence[Any]] = {"batch_size": [4, 16, 128], "momentum": [0.1, 0.01, 0.9]}
 _BATCHES: dict[str, Sequence[Any]] = {"norm": _NORMS, "parts": _PARTS}
 _RATES: dict[str, Sequence[Any]] = {"norm": ["none", "layer"], "lr": [0.03, 0.1, 0.3, 1.0, 3.0]}
@@ -377,35 +310,5 @@ CLAIMS = (
         literature="Ba et al. 2016 (arXiv:1607.06450) compare with batch normalization, not with none: on "
         "permutation-invariant MNIST a 784-1000-1000-10 net learned faster with layer normalization, at batches of 128 "
         "and of 4. The lecture normalizes behind the nonlinearity, here and there it is done before.",
-    ),
-    Claim(
-        id="tent",
-        sentence="Running batch norm at test time (what we told you not to do, because it induces minibatch "
-        "dependence) improves model performance on out-of-distribution data.",
-        source="002, BatchNorm: Other benefits?",
-        hypothesis="On corrupted images, without labels, the statistics of test batches and Tent, which also lowers "
-        "the entropy of its predictions, are both more accurate than the network as trained.",
-        criterion="Holds if the whole intervals of both differences in test accuracy (statistics and Tent, each minus "
-        "as trained; mean over corruptions, paired by seed) lie above zero; fails if one lies below. What Tent "
-        "adds to the statistics is given with its interval and does not decide: the lecture does not part the two.",
-        experiment=adapting,
-        judge=_judge_tent,
-        draw=_draw_tent,
-        quick=Setup(
-            "digits, 359 test images of 8×8 in batches of 64; a small CNN, 8 epochs",
-            {"corruption": ["none", "contrast:5", "brightness:5", "gaussian_noise:5"]}, 6,
-            {"task": "digits", "batch": 64, "recipe": {"model": "cnn", "norm": "batch", "epochs": 8}},
-        ),
-        full=Setup(
-            "CIFAR-10, 10,000 test images in batches of 200; a CNN of three stages, 5 epochs",
-            {"corruption": ["none", "contrast:5", "fog:5", "gaussian_noise:5"]}, 8,
-            {
-                "task": "cifar10", "batch": 200,
-                "recipe": {"model": "cnn", "norm": "batch", "widths": [32, 64, 128], "epochs": 5},
-            },
-        ),
-        literature="Wang et al. 2021 (arXiv:2006.10726); their repository gives errors on CIFAR-10-C (severity 5, 15 "
-        "corruptions, WRN-28-10) of 43.5 % as trained, 20.4 % by the batches' statistics and 18.6 % with Tent: most of "
-        "the gain is the statistics'. There 50 batches per corruption and 25 layers have scales to learn.",
     ),
 )  # fmt: skip
