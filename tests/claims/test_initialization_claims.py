@@ -9,9 +9,10 @@ import pytest
 
 from homeostat import claims
 from homeostat.claims.claim import Runs
-from homeostat.claims.themes import initialization, initialization_training
+from homeostat.claims.themes import initialization, initialization_training, inputs, symmetry
 
-CLAIMS = {claim.id: claim for claim in (*initialization.CLAIMS, *initialization_training.CLAIMS)}
+THEMES = (symmetry, initialization, initialization_training, inputs)
+CLAIMS = {claim.id: claim for theme in THEMES for claim in theme.CLAIMS}
 
 
 def ran(id, tmp_path, seeds=2, factors=None, **settings):
@@ -101,10 +102,10 @@ def test_a_deep_net_from_large_weights_ends_in_nan(tmp_path):
 
 
 def test_inputs_are_given_as_they_are_or_standardized():
-    raw, standardized = (initialization_training._given("digits", name) for name in ("raw", "standardized"))
+    raw, standardized = (inputs._given("digits", name) for name in ("raw", "standardized"))
     assert raw.sample(1000)[0].max() == 255
     assert abs(float(standardized.prepare(standardized.train.head(2000)[0]).std()) - 1) < 1e-3
-    table = initialization_training._given("breast-cancer", "raw")
+    table = inputs._given("breast-cancer", "raw")
     assert (len(table.train), table.input_shape, table.outputs) == (341, (30,), 2)
 
 

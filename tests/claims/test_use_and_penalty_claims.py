@@ -9,10 +9,10 @@ import torch
 
 from homeostat import claims
 from homeostat.claims.claim import Runs
-from homeostat.claims.themes import early_stopping, normalization_use, penalties
+from homeostat.claims.themes import adaptation, early_stopping, normalization_use, penalties
 
 CLAIMS = {
-    claim.id: claim for theme in (normalization_use, penalties, early_stopping) for claim in theme.CLAIMS
+    claim.id: claim for theme in (normalization_use, adaptation, penalties, early_stopping) for claim in theme.CLAIMS
 }  # fmt: skip
 SMALL = {
     "bn-inference": {"factors": {"batch_size": [128], "momentum": [0.1]}, "recipe": {"widths": [8], "epochs": 1}},
