@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 .PHONY: help demo test check format bench docs claims clean
 
 help:
-	@echo "make demo    a study of five techniques on the digits data (half a minute on two cores) and its report"
+	@echo "make demo    a study of five techniques on the digits data (under a minute on two cores) and its report"
 	@echo "make test    checks, tests and doctests"
 	@echo "make check   format, lint, types and the floors of the house"
 	@echo "make bench   the measurements behind the documented figures"
