@@ -1,6 +1,7 @@
 """Claims as such: run, resumed, judged, kept, shown. What single claims say is tested beside, by theme."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -250,6 +251,19 @@ def test_the_mean_on_a_logarithmic_axis_is_geometric():
     at, mean, low, _, missing = draw._summary(frame, "at", "y", positive=True)
     assert (at.tolist(), mean[0], missing) == ([1.0], pytest.approx(10), 1)
     assert 0 < low[0] < 10
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_wide_interval_of_two_values_does_not_flatten_the_others(log):
+    frame = pd.DataFrame({"at": [1, 1, 1, 2, 2], "y": [0.1, 0.11, 0.12, 0.2, 0.9]})  # at 2 it is 0.55 ± 4.4
+    pictures = (
+        draw.courses(frame, "at", "y", across="at", up="y", alt="y", log="y" if log else ""),
+        draw.levels(frame, "at", "y", across="y", alt="y", log=log),
+    )
+    for picture in pictures:
+        ticks = [float(text.replace("−", "-")) for text in re.findall(r">(−?[\d.]+)</text>", picture.wide)]
+        assert min(ticks) > -0.2
+        assert max(ticks) <= 2  # which is the last of the other axis
 
 
 def test_figures_draw_what_is_not_finite_as_missing():

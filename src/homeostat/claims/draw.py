@@ -104,6 +104,7 @@ def courses(
                 textcoords="offset points", va="bottom", fontsize=10.5, color=HURTS,
             )  # fmt: skip
         _scales(axes, log, wide)
+        _limited(axes, "y", frame[y], log="y" in log)
         if above[wide]:
             _legend(axes, _columns(longest, wide), lift=16 if lost else 2)
         else:
@@ -170,6 +171,7 @@ def levels(
             _logarithmic(axes, "x", wide)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
+        _limited(axes, "x", frame[y], log=log)
         axes.grid(axis="x", color=FAINT, linewidth=0.8)
 
     rows = {True: labels, False: [_in_two_lines(label) for label in labels]}
@@ -311,6 +313,18 @@ def _logarithmic(axes: Axes, name: str, wide: bool) -> None:
     axis.set_major_locator(LogLocator(subs=subs, numticks=5 if name == "x" and not wide else 7))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _limited(axes: Axes, name: str, values: pd.Series[float], *, log: bool) -> None:
+    """End an axis a quarter of its values' range beyond them: two values have intervals that would flatten all else."""
+    kept = values.to_numpy(dtype=float)
+    kept = kept[np.isfinite(kept) & ((kept > 0) | (not log))]
+    scale, back = (np.log10, lambda value: 10.0**value) if log else (np.positive, float)
+    if len(kept) and kept.min() < kept.max():
+        least, most = scale(kept.min()), scale(kept.max())
+        low, high = scale(np.array(getattr(axes, f"get_{name}lim")()))
+        room = 0.25 * (most - least)
+        getattr(axes, f"set_{name}lim")(back(max(low, least - room)), back(min(high, most + room)))
 
 
 def _ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
