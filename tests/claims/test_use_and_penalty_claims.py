@@ -15,7 +15,7 @@ CLAIMS = {
     claim.id: claim for theme in (normalization_use, adaptation, penalties, early_stopping) for claim in theme.CLAIMS
 }  # fmt: skip
 SMALL = {
-    "bn-inference": {"factors": {"batch_size": [128], "momentum": [0.1]}, "recipe": {"widths": [8], "epochs": 1}},
+    "bn-inference": {"factors": {"batch_size": [128]}, "recipe": {"widths": [8], "epochs": 1}},
     "bn-small-batch": {
         "factors": {"norm": ["batch", "group"], "parts": ["16 mixed", "16 of one class"]},
         "recipe": {"widths": [4], "epochs": 1},
@@ -66,17 +66,12 @@ def word(id, cells, noise=0.001, **options):
 
 
 def inference(gain, company=1e-15):
-    return [
-        (
-            {"batch_size": size, "momentum": momentum},
-            {
-                "accuracy_running": 0.9, "accuracy_minibatch": 0.9 + gain, "accuracy_pooled": 0.9 + gain,
-                "company_running": company, "company_minibatch": 1e-15, "company_pooled": 1e-15, "company_batch": 0.2,
-            },
-        )
-        for size in (4, 128)
-        for momentum in (0.1, 0.9)
-    ]  # fmt: skip
+    found = {
+        "accuracy_running 0.1": 0.9, "accuracy_running 0.01": 0.5, "accuracy_running 0.9": 0.8,
+        "accuracy_minibatch": 0.9 + gain, "accuracy_pooled": 0.9 + gain,
+        "company_running 0.1": company, "company_minibatch": 1e-15, "batch_company": 0.2,
+    }  # fmt: skip
+    return [({"batch_size": size}, found) for size in (4, 128)]
 
 
 def test_statistics_are_judged_by_accuracy_and_by_company():
@@ -84,6 +79,22 @@ def test_statistics_are_judged_by_accuracy_and_by_company():
     assert word("bn-inference", inference(-0.02)) == "fails"
     assert word("bn-inference", inference(0.0), noise=0.02) == "undecided"
     assert word("bn-inference", inference(0.02, company=1e-3)) == "fails"
+
+
+def test_one_training_gives_the_running_averages_of_every_momentum():
+    torch.manual_seed(0)
+    batches = [3 * torch.randn(5, 4) + 1 for _ in range(7)]
+    followed = torch.nn.BatchNorm1d(4)
+    averages = normalization_use.Averages(followed, [0.1, 0.9])
+    for batch in batches:
+        followed(batch)
+    for momentum in (0.9, 0.1):
+        usual = torch.nn.BatchNorm1d(4, momentum=momentum)
+        for batch in batches:
+            usual(batch)
+        averages.store(momentum)
+        torch.testing.assert_close(followed.running_mean, usual.running_mean)
+        torch.testing.assert_close(followed.running_var, usual.running_var)
 
 
 def small_batches(batch_few, batch_alike, group_few, group_alike):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from homeostat.claims import draw
@@ -43,28 +44,71 @@ from homeostat.training.task import Task
 _TOLERANCE = 1e-9
 
 
-def inference(config: Mapping[str, Any], seed: int, *, task: str, recipe: Mapping[str, Any]) -> dict[str, float]:
+class Averages:
+    """Running averages of the statistics of a layer's training batches, one pair per momentum, from one training."""
+
+    def __init__(self, layer: _BatchNorm, momenta: Sequence[float]) -> None:
+        self.layer = layer
+        layer.momentum = 1.0  # its buffers hold the last batch's own
+        self.kept = {each: (torch.zeros_like(self.seen[0]), torch.ones_like(self.seen[1])) for each in momenta}
+        self.hook = layer.register_forward_hook(self._follow)
+
+    @property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """The layer's buffers: mean and variance."""
+        assert self.layer.running_mean is not None
+        assert self.layer.running_var is not None
+        return self.layer.running_mean, self.layer.running_var
+
+    @torch.no_grad()
+    def _follow(self, layer: nn.Module, args: object, output: object) -> None:
+        if layer.training:
+            for momentum, averages in self.kept.items():
+                for average, seen in zip(averages, self.seen, strict=True):
+                    average.lerp_(seen.to(average.device), momentum)
+
+    def store(self, momentum: float) -> None:
+        """Put the averages of one momentum into the layer."""
+        for average, seen in zip(self.kept[momentum], self.seen, strict=True):
+            seen.copy_(average)
+
+
+def inference(
+    config: Mapping[str, Any], seed: int, *, task: str, momenta: Sequence[float], recipe: Mapping[str, Any]
+) -> dict[str, float]:
     """Test accuracy with each kind of statistics, and how much an example's output depends on its company."""
     found = task_named(task)
     settings = Recipe().varied({**recipe, "batch_size": config["batch_size"]})
     model = build_model(found, settings, seed)
-    for layer in batch_norms(model):
-        layer.momentum = config["momentum"]
+    averages = [Averages(layer, momenta) for layer in batch_norms(model)]
     fit(found, settings, seed, model=model)
+    for each in averages:
+        each.hook.remove()
     model.eval()
     images, labels = found.test.head(len(found.test))
     inputs = found.prepare(images).to(next(model.parameters()).device)
     measured = {}
-    for statistics in ("running", *ESTIMATORS):
-        if statistics in ESTIMATORS:
-            batches = found.train.batches(seed, 0, settings.batch_size, shuffle=True)
-            update_statistics_(model, (found.prepare(x) for x, _ in batches), estimator=statistics)
-        with torch.no_grad():
-            measured[f"accuracy_{statistics}"] = found.measure(outputs_of(model, inputs, 256), labels)
-            measured[f"company_{statistics}"] = _company(model, inputs, 1)
+
+    @torch.no_grad()
+    def measure(statistics: str) -> None:
+        measured[f"accuracy_{statistics}"] = found.measure(outputs_of(model, inputs, 256), labels)
+        measured[f"company_{statistics}"] = _company(model, inputs, 1)
+
+    for momentum in momenta:
+        for each in averages:
+            each.store(momentum)
+        measure(_running(momentum))
+    for estimator in ESTIMATORS:
+        batches = found.train.batches(seed, 0, settings.batch_size, shuffle=True)
+        update_statistics_(model, (found.prepare(x) for x, _ in batches), estimator=estimator)
+        measure(estimator)
     with torch.no_grad():
-        measured["company_batch"] = _company(BatchNormAdaptation(model), inputs, 16)
+        measured["batch_company"] = _company(BatchNormAdaptation(model), inputs, 16)
     return measured
+
+
+def _running(momentum: float) -> str:
+    return f"running {momentum:g}"
 
 
 def _company(model: nn.Module, inputs: Tensor, size: int) -> float:
@@ -75,16 +119,20 @@ def _company(model: nn.Module, inputs: Tensor, size: int) -> float:
 
 
 def _judge_inference(runs: Runs) -> Verdict:
-    company = runs.trials[["company_running", *(f"company_{each}" for each in ESTIMATORS)]].max(axis=1)
-    usual = runs.setup.factors["momentum"][0]
-    means = {name: runs.by_seed(f"accuracy_{name}", momentum=usual) for name in ("running", *ESTIMATORS)}
+    company = runs.trials.filter(like="company_").max(axis=1)
+    usual = runs.setup.settings["momenta"][0]
+    named = {"running": _running(usual), **{each: each for each in ESTIMATORS}}
+    means = {name: runs.by_seed(f"accuracy_{statistics}") for name, statistics in named.items()}
     gain, pooled = (
         seed_mean(means["minibatch"] - means["running"]),
         seed_mean(means["pooled"] - means["minibatch"]),
     )
-    cells = runs.trials["batch_size"].astype(str) + " with momentum " + runs.trials["momentum"].astype(str)
-    gaps = (runs.trials["accuracy_minibatch"] - runs.trials["accuracy_running"]).groupby(cells).mean()
-    most = str(gaps.abs().idxmax())
+    gaps = {
+        f"{size} with momentum {momentum:g}": (own["accuracy_minibatch"] - own[f"accuracy_{_running(momentum)}"]).mean()
+        for size, own in runs.trials.groupby("batch_size")
+        for momentum in runs.setup.settings["momenta"]
+    }
+    most = max(gaps, key=lambda cell: np.nan_to_num(abs(gaps[cell])))
     shown = ", ".join(f"{name} {100 * each.mean():.1f} %" for name, each in means.items())
     return said(
         *settled(
@@ -94,23 +142,15 @@ def _judge_inference(runs: Runs) -> Verdict:
         f"Test accuracy with momentum {usual:g}, mean over batch sizes: {shown}; pooled against minibatch "
         f"{points(pooled)}. Measuring anew changed most at batches of {most}: "
         f"{100 * gaps[most]:+.1f} points. Alone or in company an output differs by {company.max():.0e}; by the batch's "
-        f"own statistics it would by {runs.trials['company_batch'].mean():.2g} of the largest output.",
+        f"own statistics it would by {runs.trials['batch_company'].mean():.2g} of the largest output.",
     )
 
 
 def _draw_inference(runs: Runs) -> Picture:
-    first = runs.setup.factors["momentum"][0]  # statistics measured anew are the same for every momentum
-    lines = [
-        each.assign(line=f"running {momentum:g}", accuracy=each["accuracy_running"])
-        for momentum, each in runs.trials.groupby("momentum", sort=False)
-    ] + [
-        runs.where(momentum=first).assign(line=name, accuracy=runs.where(momentum=first)[f"accuracy_{name}"])
-        for name in ESTIMATORS
-    ]
-    frame = pd.concat([line[["batch_size", "line", "accuracy"]] for line in lines])
+    lines = [*map(_running, runs.setup.settings["momenta"]), *ESTIMATORS]
+    frame = pd.concat([runs.trials.assign(line=name, accuracy=100 * runs.trials[f"accuracy_{name}"]) for name in lines])
     return draw.courses(
-        frame.assign(accuracy=100 * frame["accuracy"]), "batch_size", "accuracy", "line", log="x",
-        across="batch size of training", up="test accuracy in %",
+        frame, "batch_size", "accuracy", "line", log="x", across="batch size of training", up="test accuracy in %",
         alt="Test accuracy by batch size: running averages by momentum, and statistics measured anew.",
     )  # fmt: skip
 
@@ -219,7 +259,7 @@ def _judge_layernorm(runs: Runs) -> Verdict:
     )
 
 
-_STATISTICS: dict[str, Sequence[Any]] = {"batch_size": [4, 16, 128], "momentum": [0.1, 0.01, 0.9]}
+_MOMENTA = [0.1, 0.01, 0.9]  # the first is the usual one
 _BATCHES: dict[str, Sequence[Any]] = {"norm": _NORMS, "parts": _PARTS}
 _RATES: dict[str, Sequence[Any]] = {"norm": ["none", "layer"], "lr": [0.03, 0.1, 0.3, 1.0, 3.0]}
 _PLAIN = {"model": "mlp", "optimizer": "sgd", "momentum": 0.0, "batch_size": 32}
@@ -243,12 +283,15 @@ CLAIMS = (
         judge=_judge_inference,
         draw=_draw_inference,
         quick=Setup(
-            "digits, 1,078 training examples; an MLP, 6 epochs", _STATISTICS, 5,
-            {"task": "digits", "recipe": {"model": "mlp", "widths": [64, 64], "norm": "batch", "epochs": 6}},
+            "digits, 1,078 training examples; an MLP, 6 epochs", {"batch_size": [4, 16, 128]}, 5,
+            {
+                "task": "digits", "momenta": _MOMENTA,
+                "recipe": {"model": "mlp", "widths": [64, 64], "norm": "batch", "epochs": 6},
+            },
         ),
         full=Setup(
-            "Fashion-MNIST; a small CNN, 3 epochs", {**_STATISTICS, "batch_size": [8, 64, 512]}, 10,
-            {"task": "fashion-mnist", "recipe": {"model": "cnn", "norm": "batch", "epochs": 3}},
+            "Fashion-MNIST; a small CNN, 3 epochs", {"batch_size": [8, 64, 512]}, 10,
+            {"task": "fashion-mnist", "momenta": _MOMENTA, "recipe": {"model": "cnn", "norm": "batch", "epochs": 3}},
         ),
         literature="Ioffe & Szegedy 2015 (algorithm 2) average over training minibatches and name moving averages as a "
         "way to follow training. Wu & Johnson 2021 (arXiv:2105.07576) found precise statistics on ImageNet better and "
