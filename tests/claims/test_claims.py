@@ -266,6 +266,18 @@ def test_the_wide_interval_of_two_values_does_not_flatten_the_others(log):
         assert max(ticks) <= 2  # which is the last of the other axis
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_a_reference_line_far_from_the_values_is_in_the_figure(log):
+    frame = pd.DataFrame({"at": [1, 1, 2, 2], "y": [30.0, 31.0, 32.0, 33.0]})
+    pictures = (
+        draw.courses(frame, "at", "y", across="at", up="y", alt="y", log="y" if log else "", line=1.0),
+        draw.levels(frame, "at", "y", across="y", alt="y", log=log, line=1.0),
+    )
+    for picture in pictures:
+        ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", picture.wide)]
+        assert sum(tick <= 10 for tick in ticks) > 2  # two of them are the other axis's
+
+
 def test_figures_draw_what_is_not_finite_as_missing():
     frame = pd.DataFrame({"part": ["a", "a", "b", "b"], "at": [0, 1, 0, 1], "y": [1.0, np.inf, np.nan, 2.0]})
     for figure in (

@@ -104,7 +104,7 @@ def courses(
                 textcoords="offset points", va="bottom", fontsize=10.5, color=HURTS,
             )  # fmt: skip
         _scales(axes, log, wide)
-        _limited(axes, "y", frame[y], log="y" in log)
+        _limited(axes, "y", frame[y], line, log="y" in log)
         if above[wide]:
             _legend(axes, _columns(longest, wide), lift=16 if lost else 2)
         else:
@@ -171,7 +171,7 @@ def levels(
             _logarithmic(axes, "x", wide)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
-        _limited(axes, "x", frame[y], log=log)
+        _limited(axes, "x", frame[y], line, log=log)
         axes.grid(axis="x", color=FAINT, linewidth=0.8)
 
     rows = {True: labels, False: [_in_two_lines(label) for label in labels]}
@@ -315,9 +315,12 @@ def _logarithmic(axes: Axes, name: str, wide: bool) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _limited(axes: Axes, name: str, values: pd.Series[float], *, log: bool) -> None:
-    """End an axis a quarter of its values' range beyond them: two values have intervals that would flatten all else."""
-    kept = values.to_numpy(dtype=float)
+def _limited(axes: Axes, name: str, values: pd.Series[float], line: float | None, *, log: bool) -> None:
+    """End an axis a quarter of the range of values and reference line beyond them.
+
+    Two values have intervals that would flatten all else.
+    """
+    kept = np.append(values.to_numpy(dtype=float), [] if line is None else line)
     kept = kept[np.isfinite(kept) & ((kept > 0) | (not log))]
     scale, back = (np.log10, lambda value: 10.0**value) if log else (np.positive, float)
     if len(kept) and kept.min() < kept.max():
