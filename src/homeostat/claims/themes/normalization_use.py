@@ -347,7 +347,7 @@ CLAIMS = (
             {"task": "digits", "recipe": {**_PLAIN, "widths": [100, 100, 100], "epochs": 30}},
         ),
         full=Setup(
-            "MNIST; an MLP of 3×100, 20 epochs", _RATES, 10,
+            "MNIST; an MLP of 3×100, 20 epochs", {**_RATES, "lr": [0.003, 0.01, 0.03, 0.1, 0.3]}, 10,
             {"task": "mnist", "recipe": {**_PLAIN, "widths": [100, 100, 100], "epochs": 20}},
         ),
         literature="Ba et al. 2016 (arXiv:1607.06450) compare with batch normalization, not with none: on "
