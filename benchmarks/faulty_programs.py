@@ -227,7 +227,10 @@ def loss_of(program: Program) -> Callable[[Tensor, Tensor], Tensor]:
         "squares of index": lambda output, target: F.mse_loss(output, target.float()),
         "broadcast": lambda output, target: (output - target).square().mean(),
     }
-    logits = lambda output, target: F.binary_cross_entropy_with_logits(output[:, 0], target)  # noqa: E731
+
+    def logits(output, target):
+        return F.binary_cross_entropy_with_logits(output[:, 0], target)
+
     chosen = names[program.loss] if program.loss else logits if program.kind == "binary" else names[program.kind]
     if program.loss_factor == 1.0:
         return chosen

@@ -38,10 +38,10 @@ def synthetic(config: dict[str, object], seed: int, trial: object) -> dict[str, 
     """Techniques with planted effects, a curve of twenty epochs, noise by the seed."""
     code = [seed, *(zlib.crc32(str(level).encode()) for level in config.values())]
     noise = np.random.default_rng(code).normal(0, 0.005)
-    score = 0.8 + 0.05 * (config["norm"] != "none") - 0.02 * float(config["decay"]) + noise  # type: ignore[arg-type]
+    score = 0.8 + 0.05 * (config["norm"] != "none") - 0.02 * float(config["decay"]) + noise
     for epoch in range(20):
         share = 1 - 0.8 ** (epoch + 1)
-        trial.report(epoch, train_accuracy=score * share, valid_accuracy=(score - 0.02) * share)  # type: ignore[attr-defined]
+        trial.report(epoch, train_accuracy=score * share, valid_accuracy=(score - 0.02) * share)
     return {"valid_accuracy": score - 0.02, "test_accuracy": score - 0.03, "train_accuracy": score}
 
 

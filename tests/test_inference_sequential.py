@@ -24,7 +24,10 @@ def test_the_e_value_is_the_likelihood_ratio_of_the_t_statistic(n: int, variance
     """The scale-free data of a normal sample enter by t alone: noncentral t over the prior, against central t."""
     sample = np.random.default_rng(n).normal(0.5, 2.0, n)
     t = stats.ttest_1samp(sample, mean).statistic
-    density = lambda effect: stats.nct.pdf(t, n - 1, effect * np.sqrt(n)) * stats.norm.pdf(effect, 0, variance**0.5)  # noqa: E731
+
+    def density(effect):
+        return stats.nct.pdf(t, n - 1, effect * np.sqrt(n)) * stats.norm.pdf(effect, 0, variance**0.5)
+
     expected = integrate.quad(density, -8 * variance**0.5, 8 * variance**0.5)[0] / stats.t.pdf(t, n - 1)
     assert e_values(sample, mean, variance=variance)[-1] == pytest.approx(expected, rel=1e-4)
 

@@ -37,13 +37,13 @@ def test_generators_do_not_read_or_change_global_state():
     assert torch.equal(after, torch.rand(3))
     random.seed(99)
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     assert torch.equal(first[0], torch.rand(3, generator=seeds.torch_generator(7, "x")))
     assert np.array_equal(first[1], seeds.numpy_generator(7, "x").random(3))
 
 
 def _draw():
-    return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+    return random.random(), np.random.rand(), float(torch.rand(()))
 
 
 def test_isolated_code_draws_the_same_whatever_the_global_state_was():

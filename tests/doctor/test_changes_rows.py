@@ -185,8 +185,8 @@ def test_regression_has_no_classes_to_balance():
 def test_balancing_is_the_same_whatever_the_global_seed():
     x, y = rare()
     torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     first = applied(BalanceClasses(), classes((x, y), (x, y), 3)).train[0]
     torch.manual_seed(2)
-    np.random.seed(2)  # noqa: NPY002
+    np.random.seed(2)
     assert torch.equal(applied(BalanceClasses(), classes((x, y), (x, y), 3)).train[0], first)

@@ -75,12 +75,12 @@ def test_nothing_of_the_users_is_touched():
     training.optimizer.step()
     model, optimizer = training.model, training.optimizer
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [p.grad for p in model.parameters()]))
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     hooks = [len(module._forward_hooks) for module in model.modules()]
     hs.examine(training, budget=60)
     assert str(before) == str((model.state_dict(), optimizer.state_dict(), [p.grad for p in model.parameters()]))
     assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], states[1])
     assert torch.equal(torch.get_rng_state(), states[2])
     assert hooks == [len(module._forward_hooks) for module in model.modules()]
     assert all(module.training for module in model.modules())

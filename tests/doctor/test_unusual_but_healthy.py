@@ -21,7 +21,10 @@ def training_of(model, loss_fn, optimizer, x, y, batch_size=20, epochs=25):
 def steep_sigmoids():
     """Squared error on sigmoids by plain SGD with a rate of 3 (Nielsen 2015, "Neural Networks and Deep Learning")."""
     model = nn.Sequential(nn.Linear(64, 30), nn.Sigmoid(), nn.Linear(30, 10), nn.Sigmoid())
-    optimizer = lambda p: torch.optim.SGD(p, 3.0)  # noqa: E731
+
+    def optimizer(p):
+        return torch.optim.SGD(p, 3.0)
+
     return training_of(model, F.mse_loss, optimizer, X / 16, F.one_hot(Y, 10).float(), batch_size=10)
 
 
@@ -51,7 +54,10 @@ def tanh_and_zeros():
 def whole_batch():
     """All data in every step, a rate of 1 with momentum, heavy dropout."""
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 10))
-    optimizer = lambda p: torch.optim.SGD(p, 0.5, momentum=0.9)  # noqa: E731
+
+    def optimizer(p):
+        return torch.optim.SGD(p, 0.5, momentum=0.9)
+
     return training_of(model, F.cross_entropy, optimizer, X / 16, Y, batch_size=1200, epochs=150)
 
 

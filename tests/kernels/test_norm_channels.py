@@ -31,7 +31,10 @@ def in_layout(values: torch.Tensor, layout: str) -> torch.Tensor:
 
 def drawn(shape, dtype=torch.float32, mean=0.0, layout="contiguous", seed=0):
     generator = torch.Generator().manual_seed(seed)
-    make = lambda size: torch.randn(size, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def make(size):
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
     x = in_layout((make(shape) + mean).to(dtype), layout)
     parameters = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     weight, bias = make(shape[1:2]).to(parameters), make(shape[1:2]).to(parameters)

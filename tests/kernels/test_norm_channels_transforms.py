@@ -18,7 +18,10 @@ BACKENDS = ["numba", "reference"]
 def tensors():
     """Input, weight, bias, residual: float64, small; far enough from the activation's corner for differences."""
     generator = torch.Generator().manual_seed(3)
-    make = lambda *size: torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()  # noqa: E731
+
+    def make(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+
     return make(3, 4, 2, 3), make(4), make(4), make(3, 4, 2, 3)
 
 
@@ -146,7 +149,10 @@ def test_what_is_saved_for_the_backward_pass():
     x, residual = torch.randn(4, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 8, 8)
     for extra, large in ((None, 1), (residual, 2)):
         saved: list[torch.Tensor] = []
-        keep = lambda t, saved=saved: saved.append(t) or t  # noqa: E731
+
+        def keep(t, saved=saved):
+            return saved.append(t) or t
+
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             normalize(x, None, None, extra, 0, 1e-5, 0.0, None)
         assert sum(t.numel() == x.numel() for t in saved) == large

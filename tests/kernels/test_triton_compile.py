@@ -43,7 +43,7 @@ def main() -> None:
     from homeostat.kernels import augment_gpu, dropout_gpu, moments_gpu, noise_gpu, norm_channels_gpu, norm_rows_gpu
 
     for module in (augment_gpu, dropout_gpu, moments_gpu, noise_gpu, norm_channels_gpu, norm_rows_gpu):
-        module.launch = Compiler()  # type: ignore[attr-defined]
+        module.launch = Compiler()
     for dtype in HALVES_AND_SINGLES:
         launch_dropout(dropout_gpu.dropout, dtype)
         launch_rows(norm_rows_gpu, dtype)

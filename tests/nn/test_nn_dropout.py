@@ -87,11 +87,11 @@ def test_torchs_generator_decides_and_nothing_else():
     assert not torch.equal(first, second)
     torch.manual_seed(1)
     random.seed(5)
-    np.random.seed(5)  # noqa: NPY002 - the global state is what must not matter
-    before = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(5)  # the global state is what must not matter
+    before = random.getstate(), np.random.get_state()[1].copy()
     assert torch.equal(dropout(x), first)
     assert random.getstate() == before[0]
-    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == before[1]).all()
     own = [dropout(x, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(own[0], own[1])
     assert torch.equal(own[0], first)

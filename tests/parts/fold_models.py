@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,15 +15,6 @@ from homeostat.parts.fold.check import relative_difference
 from homeostat.parts.layers import call, named_tensors_in, untouched
 
 _NAMES = ("weight", "bias", "running_mean", "running_var")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settle(model: nn.Module, seed: int = 0) -> nn.Module:

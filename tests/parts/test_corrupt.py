@@ -99,12 +99,12 @@ def test_only_the_seed_and_the_place_matter(photographs, name):
     images = crops(photographs, 32)[:1].repeat(4, 1, 1, 1)
     first = corrupt(images, name, 4, seed=2)
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     random.seed(99)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     assert torch.equal(corrupt(images, name, 4, seed=2), first)
     assert torch.equal(states[0], torch.get_rng_state())
-    np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(states[1], np.random.get_state()[1])
     assert states[2] == random.getstate()
     assert torch.equal(corrupt(images, name, 4, seed=3), first) == (name not in RANDOM)
     assert torch.equal(first[0], first[1]) == (name not in RANDOM)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fold_models import Calls, Functional, folded, one_thread, outputs, reason, settle  # noqa: F401 - one_thread is for every test here
+from fold_models import Calls, Functional, folded, outputs, reason, settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ import homeostat as hs
 from homeostat.errors import InvalidValue
 from homeostat.parts.fold import fold, plan_folding
 from homeostat.parts.fold.check import check_outputs, relative_difference, tolerance
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 X1, X2, X3 = torch.randn(3, 4, 9), torch.randn(3, 4, 9, 9), torch.randn(3, 4, 5, 5, 5)
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

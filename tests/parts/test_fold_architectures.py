@@ -46,7 +46,7 @@ from fold_architectures import (
     vitpose,
     zoedepth,
 )
-from fold_models import folded, one_thread, outputs, settle  # noqa: F401 - a fixture for every test here
+from fold_models import folded, outputs, settle
 from fold_settings import (
     ATTENTION,
     CODED,
@@ -89,7 +89,10 @@ from torch import nn
 
 from homeostat.parts.fold.check import relative_difference
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what architectures say about themselves
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # what architectures say about themselves
+    pytest.mark.usefixtures("one_thread"),
+]
 
 Case = tuple[Callable[[], nn.Module], Any, int, int]
 CASES: dict[str, Case] = {

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from fold_models import Calls, Functional, folded, one_thread, outputs, reason, settle  # noqa: F401 - one_thread is for every test here
+from fold_models import Calls, Functional, folded, outputs, reason, settle
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +20,8 @@ from homeostat.parts import surgery
 from homeostat.parts.fold import fold, plan_folding
 from homeostat.parts.fold.check import relative_difference
 from homeostat.parts.norm import LastAxisBatchNorm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = torch.randn(3, 6, 7, 7)
 X2 = torch.randn(3, 4, 9, 9)

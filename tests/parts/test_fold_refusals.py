@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fold_models import Calls, fold_with_plan, folded, norms_in, one_thread, outputs, reason, settle  # noqa: F401 - one_thread is for every test here
+from fold_models import Calls, fold_with_plan, folded, norms_in, outputs, reason, settle
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +13,8 @@ from homeostat.errors import HomeostatError, InvalidType, InvalidValue, NoEffect
 from homeostat.parts.fold import fold, plan_folding
 from homeostat.parts.fold.check import relative_difference, second_batch
 from homeostat.parts.norm import make_norm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 X2 = torch.randn(3, 4, 9, 9)
 

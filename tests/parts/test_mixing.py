@@ -195,7 +195,10 @@ def test_one_image_is_its_own_partner():
 def test_gradients_reach_the_images():
     x = torch.rand(4, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     for mix in (mixup, cutmix):
-        function = lambda z, m=mix: m(z, torch.arange(4), num_classes=4, generator=generator())[0]  # noqa: E731
+
+        def function(z, m=mix):
+            return m(z, torch.arange(4), num_classes=4, generator=generator())[0]
+
         assert torch.autograd.gradcheck(function, x)
         assert torch.autograd.gradgradcheck(function, x)
 

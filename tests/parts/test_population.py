@@ -142,13 +142,13 @@ def test_everything_else_stays_in_mixed_modes_too(dropout):
     model[1].num_batches_tracked.fill_(7)
     buffers = [model[1].running_mean, model[8].num_batches_tracked]
     modes, before = [module.training for module in model.modules()], states(model)
-    random, numpy_random = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    random, numpy_random = torch.get_rng_state(), np.random.get_state()[1]
     model[0].weight.grad = torch.ones_like(model[0].weight)
     update_statistics_(model, batches(8, 5), dropout=dropout)
     assert modes == [module.training for module in model.modules()]
     assert [layer.momentum for layer in (model[1], model[4], model[8])] == [0.1, 0.1, None]
     assert torch.equal(random, torch.get_rng_state())
-    assert np.array_equal(numpy_random, np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(numpy_random, np.random.get_state()[1])
     assert buffers[0] is model[1].running_mean
     assert buffers[1] is model[8].num_batches_tracked
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))

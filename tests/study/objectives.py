@@ -8,8 +8,6 @@ import sys
 import textwrap
 import time
 
-import pytest
-
 from homeostat.study.running.local import run_workers
 from homeostat.study.running.progress import Silent
 from homeostat.study.running.runner import Rules
@@ -31,10 +29,8 @@ def make_ledger(directory, count=4, configuration=CONFIGURATION):
     return _open[-1]
 
 
-@pytest.fixture(autouse=True)
-def closed_ledgers():
-    """Import this, and the ledgers and drivers that a test starts are gone when it ends."""
-    yield
+def close_all():
+    """End the ledgers and drivers that a test started."""
     for driver in _drivers:
         driver.kill()
         driver.communicate()

@@ -26,7 +26,7 @@ TWO = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
 def study(design: Design, mean: object, **kwargs: object) -> Analysis:
     kwargs = {"metric": "valid_accuracy", "noise": 0.003} | kwargs
     response, goal, margin = kwargs["metric"], kwargs.pop("goal", "maximize"), kwargs.pop("margin", 0.0)
-    return analyze(planted(design, mean, **kwargs), design, response=response, goal=goal, margin=margin)  # type: ignore[arg-type]
+    return analyze(planted(design, mean, **kwargs), design, response=response, goal=goal, margin=margin)
 
 
 def test_what_helps_is_kept_the_rest_is_dropped_and_every_factor_has_its_reason() -> None:
@@ -138,7 +138,9 @@ def test_a_gain_that_is_one_of_many_is_not_enough_and_the_reason_says_so() -> No
 
 
 def test_within_the_margin_the_simpler_level_wins() -> None:
-    mean = lambda c: 0.8 + 0.03 * (c["norm"] == "batch") + 0.01 * (c["dropout"] > 0)  # noqa: E731
+    def mean(c):
+        return 0.8 + 0.03 * (c["norm"] == "batch") + 0.01 * (c["dropout"] > 0)
+
     design = full_factorial(TWO, seeds=6)
     assert study(design, mean, noise=0.001).recommendation.kept == ("norm", "dropout")
     found = study(design, mean, noise=0.001, margin=0.02)
@@ -160,7 +162,10 @@ def test_a_failed_treatment_is_not_recommended_either() -> None:
     design = full_factorial(TWO, seeds=5)
     order = design.run_order()
     failed = [place for place, (treatment, seed) in enumerate(order) if treatment == 3 and seed == 0]
-    mean = lambda c: 0.8 + 0.02 * (c["norm"] == "batch") + 0.03 * (c["dropout"] > 0)  # noqa: E731
+
+    def mean(c):
+        return 0.8 + 0.02 * (c["norm"] == "batch") + 0.03 * (c["dropout"] > 0)
+
     found = study(design, mean, noise=0.001, failed=failed)
     assert found.recommendation.config == {"norm": "none", "dropout": 0.5}
     assert found.summary.endswith("1 of 20 trials failed.")
@@ -259,7 +264,10 @@ def test_the_gain_is_the_difference_that_the_table_of_treatments_shows() -> None
 
 def test_a_fraction_whose_model_does_not_fit_recommends_what_was_run() -> None:
     design = fractional_factorial({name: [0, 1] for name in "abcdef"}, seeds=4, resolution=6)
-    mean = lambda c: 0.7 + 0.05 * c["a"] + 0.05 * c["b"] - 0.06 * c["a"] * c["b"] * c["c"]  # noqa: E731
+
+    def mean(c):
+        return 0.7 + 0.05 * c["a"] + 0.05 * c["b"] - 0.06 * c["a"] * c["b"] * c["c"]
+
     found = study(design, mean)
     assert found.direct
     assert found.recommendation.treatment is not None
@@ -314,7 +322,7 @@ def test_whatever_happens_there_is_advice_and_a_sentence(seed: int, seeds: int, 
     pending, failed = (np.flatnonzero(fate == name) for name in ("pending", "failed"))
     trials = planted(design, lambda c: 0.5, noise=0.1, pending=pending, failed=failed)
     trials.loc[fate == "diverged", "valid_score"] = np.nan
-    found = analyze(trials, design, response="valid_score", goal=goal)  # type: ignore[arg-type]
+    found = analyze(trials, design, response="valid_score", goal=goal)
     assert set(found.recommendation.config) == {"norm", "dropout", "crop"}
     assert len(found.recommendation.reasons) == 3
     assert found.summary.endswith(".")

@@ -182,7 +182,7 @@ def test_levels_come_from_the_design_not_from_what_a_table_made_of_them() -> Non
 def test_trials_of_another_design_are_refused(change: object, text: str) -> None:
     design = full_factorial(TWO, seeds=2)
     with pytest.raises(InvalidValue, match=text):
-        analyze(change(planted(design, lambda c: 0.0)), design, response="valid_score")  # type: ignore[operator]
+        analyze(change(planted(design, lambda c: 0.0)), design, response="valid_score")
 
 
 def test_bad_arguments_are_named() -> None:
@@ -193,7 +193,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(InvalidValue, match="unknown response 'norm'"):
         analyze(trials, design, response="norm")
     with pytest.raises(InvalidValue, match="goal must be"):
-        analyze(trials, design, response="valid_score", goal="max")  # type: ignore[arg-type]
+        analyze(trials, design, response="valid_score", goal="max")
     with pytest.raises(InvalidValue, match="margin"):
         analyze(trials, design, response="valid_score", margin=-0.1)
     with pytest.raises(InvalidValue, match="confidence"):

@@ -13,10 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from objectives import (  # closed_ledgers is a fixture
+from objectives import (
     Told,
     Unloadable,
-    closed_ledgers,  # noqa: F401
     double,
     eventually,
     gated,

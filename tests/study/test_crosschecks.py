@@ -27,7 +27,7 @@ def checked(analysis: Analysis, method: str) -> pd.DataFrame:
 
 def study(**settings: object) -> Analysis:
     design = full_factorial(THREE, 5)
-    return analyze(planted(design, lambda c: 0.03 * (c["norm"] == "batch"), **settings), design, response="valid_score")  # type: ignore[arg-type]
+    return analyze(planted(design, lambda c: 0.03 * (c["norm"] == "batch"), **settings), design, response="valid_score")
 
 
 def test_the_interval_of_runs_stands_beside_that_of_seeds() -> None:

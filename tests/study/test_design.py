@@ -154,7 +154,7 @@ def test_run_order_is_random_block_by_block_and_a_function_of_its_seed_alone() -
     assert first != second
     assert first != sorted(first)
     random.seed(1)
-    np.random.seed(1)  # noqa: NPY002 - that this changes nothing is the point
+    np.random.seed(1)  # that this changes nothing is the point
     assert design.run_order() == order
     assert design.run_order(order_seed=1) != order
 
@@ -174,7 +174,7 @@ def test_run_order_is_random_block_by_block_and_a_function_of_its_seed_alone() -
     )
 )
 def test_a_design_survives_json_exactly(factors: dict[str, list[object]]) -> None:
-    design = full_factorial(factors, seeds=[5, 1])  # type: ignore[arg-type]
+    design = full_factorial(factors, seeds=[5, 1])
     back = Design.from_dict(json.loads(json.dumps(design.to_dict())))
     assert back.to_dict() == design.to_dict()
     for treatment in design.treatments.index:
@@ -200,13 +200,13 @@ def test_none_and_whole_numbers_stay_what_they_are() -> None:
 @pytest.mark.parametrize("seeds", [0, -1, [], [1, 1]])
 def test_seeds_are_one_or_more_and_distinct(seeds: object) -> None:
     with pytest.raises(InvalidValue, match="seeds"):
-        full_factorial(two_level(2), seeds)  # type: ignore[arg-type]
+        full_factorial(two_level(2), seeds)
 
 
 @pytest.mark.parametrize("seeds", [1.5, "3", True, [0.5], None])
 def test_seeds_are_integers(seeds: object) -> None:
     with pytest.raises(InvalidType, match="seed"):
-        full_factorial(two_level(2), seeds)  # type: ignore[arg-type]
+        full_factorial(two_level(2), seeds)
 
 
 def test_fractions_that_do_not_exist_say_what_does() -> None:
@@ -226,7 +226,7 @@ def test_make_design_goes_by_name() -> None:
     assert make_design(two_level(4), 1).kind == "full"
     assert make_design(two_level(4), 1, "fractional", 4).resolution == 4
     with pytest.raises(InvalidValue, match="Did you mean 'fractional'"):
-        make_design(two_level(4), 1, "latin")  # type: ignore[arg-type]
+        make_design(two_level(4), 1, "latin")
     with pytest.raises(InvalidValue, match="resolution"):
         make_design(two_level(4), 1, "full", 4)
 

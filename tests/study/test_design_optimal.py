@@ -126,10 +126,10 @@ def test_second_order_designs_have_the_efficiencies_that_are_known_for_them(
 def test_every_design_has_the_base_first_estimates_its_model_and_no_treatment_twice(
     sizes: list[int], interactions: str, more: int
 ) -> None:
-    least = optimal_design(factors(*sizes), 1, interactions=interactions, searches=1).model  # type: ignore[arg-type]
+    least = optimal_design(factors(*sizes), 1, interactions=interactions, searches=1).model
     known = as_factors(factors(*sizes))
     runs = 1 + len(Columns(known, least).owners) + more
-    design = optimal_design(known, 1, runs=runs, interactions=interactions, searches=3)  # type: ignore[arg-type]
+    design = optimal_design(known, 1, runs=runs, interactions=interactions, searches=3)
     assert len(design.treatments) == min(runs, design.combinations)
     assert design.config(0) == design.base
     assert len(design.treatments.drop_duplicates()) == len(design.treatments)
@@ -141,7 +141,7 @@ def test_a_design_is_a_function_of_its_seed_alone() -> None:
     asked = {"factors": factors(3, 3, 2, 2, 2), "runs": 16, "interactions": "none", "searches": 3}
     one, again = optimal_design(**asked), optimal_design(**asked)
     assert one.to_dict() == again.to_dict()
-    np.random.seed(3)  # noqa: NPY002 - that this changes nothing is the point
+    np.random.seed(3)  # that this changes nothing is the point
     assert optimal_design(**asked).to_dict() == one.to_dict()
     assert optimal_design(**asked, seed=1).to_dict() != one.to_dict()
 
@@ -194,14 +194,14 @@ def test_old_data_without_a_model_means_all_main_effects_and_interactions() -> N
 )
 def test_what_cannot_be_asked_for_is_named(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidValue, match=message):
-        optimal_design(factors(2, 2, 3), **{"runs": 10, "interactions": ["f0:f1", "f0:f2"]} | wrong)  # type: ignore[arg-type]
+        optimal_design(factors(2, 2, 3), **{"runs": 10, "interactions": ["f0:f1", "f0:f2"]} | wrong)
 
 
 def test_things_of_another_type_are_refused() -> None:
     with pytest.raises(InvalidType, match="runs"):
-        optimal_design(factors(2, 2, 3), runs=2.5)  # type: ignore[arg-type]
+        optimal_design(factors(2, 2, 3), runs=2.5)
     with pytest.raises(InvalidType, match="interactions"):
-        optimal_design(factors(2, 2, 3), interactions="f0:f1")  # type: ignore[arg-type]
+        optimal_design(factors(2, 2, 3), interactions="f0:f1")
 
 
 def test_auto_takes_a_d_optimal_design_for_more_than_two_levels() -> None:
@@ -230,4 +230,4 @@ def test_auto_takes_a_d_optimal_design_for_more_than_two_levels() -> None:
 )
 def test_what_a_kind_has_no_use_for_is_refused(kind: str, given: dict[str, object]) -> None:
     with pytest.raises(InvalidValue, match=next(reversed(given))):
-        make_design(factors(2, 2, 2, 2), 1, kind, **given)  # type: ignore[arg-type]
+        make_design(factors(2, 2, 2, 2), 1, kind, **given)

@@ -165,10 +165,10 @@ def test_factors_that_a_design_does_not_take_are_named_with_what_does(
     kind: str, sizes: list[int], message: str
 ) -> None:
     with pytest.raises(InvalidValue, match=message):
-        make_design(factors(*sizes), 1, kind)  # type: ignore[arg-type]
+        make_design(factors(*sizes), 1, kind)
 
 
 @pytest.mark.parametrize("kind", ["fractional", "plackett-burman", "screening", "orthogonal"])
 def test_designs_from_tables_refuse_nested_factors(kind: str) -> None:
     with pytest.raises(InvalidValue, match="not be nested"):
-        make_design(["a=0,1", "b=0,1 @ a=1", "c=0,1"], 1, kind)  # type: ignore[arg-type]
+        make_design(["a=0,1", "b=0,1 @ a=1", "c=0,1"], 1, kind)

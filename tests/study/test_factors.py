@@ -61,13 +61,13 @@ def test_a_mapping_and_a_list_of_factors_or_texts_mean_the_same() -> None:
 @pytest.mark.parametrize("factors", [{}, [], ["a=0,1", "a=1,2"]])
 def test_no_factor_or_two_of_one_name_are_refused(factors: object) -> None:
     with pytest.raises(InvalidValue, match="as_factors"):
-        as_factors(factors)  # type: ignore[arg-type]
+        as_factors(factors)
 
 
 @pytest.mark.parametrize("factors", ["norm=none,batch", 3, [3], {"norm": "none"}, {"norm": 3}, {3: [0, 1]}])
 def test_things_that_are_no_factors_are_refused(factors: object) -> None:
     with pytest.raises(InvalidType):
-        as_factors(factors)  # type: ignore[arg-type]
+        as_factors(factors)
 
 
 @pytest.mark.parametrize("levels", [(1, True), (0, False), (0, 0.0), (0,), (), (0, float("nan")), (0, float("inf"))])
@@ -78,7 +78,7 @@ def test_levels_are_two_or_more_distinct_finite(levels: tuple[float, ...]) -> No
 
 def test_levels_of_other_types_are_refused_and_numpy_scalars_become_python() -> None:
     with pytest.raises(InvalidType, match="each level"):
-        Factor("x", ([1], [2]))  # type: ignore[arg-type]
+        Factor("x", ([1], [2]))
     found = Factor("x", tuple(np.array([1, 2]))).levels
     assert [type(level) for level in found] == [int, int]
 
@@ -122,7 +122,7 @@ def test_the_parents_level_is_the_one_that_the_parent_has() -> None:
 )
 def test_what_cannot_be_nested_is_named(factors: object, message: str) -> None:
     with pytest.raises((InvalidValue, InvalidType), match=message):
-        as_factors(factors)  # type: ignore[arg-type]
+        as_factors(factors)
 
 
 @given(st.integers(2, 6))

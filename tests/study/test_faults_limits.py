@@ -12,7 +12,6 @@ import pytest
 from objectives import (
     PATIENCE,
     Told,
-    closed_ledgers,  # noqa: F401 - a fixture
     double,
     eventually,
     make_ledger,

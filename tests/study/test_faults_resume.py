@@ -17,7 +17,6 @@ import pytest
 from objectives import (
     CONFIGURATION,
     PATIENCE,
-    closed_ledgers,  # noqa: F401 - a fixture
     double,
     eventually,
     gated_for,

@@ -182,7 +182,7 @@ def test_of_the_treatments_only_those_with_a_part_are_named() -> None:
 
 def test_a_strip_lies_on_the_scale_of_its_column() -> None:
     def middle(markup: str) -> float:
-        return float(tree(markup).find("circle").attrib["cx"])  # type: ignore[union-attr]
+        return float(tree(markup).find("circle").attrib["cx"])
 
     left, half, right = (middle(strip(x, NAN, NAN, (0.0, 1.0))) for x in (0.0, 0.5, 1.0))
     assert left < half < right

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from objectives import CONFIGURATION, closed_ledgers, make_ledger, notes, rows  # noqa: F401 - a fixture
+from objectives import CONFIGURATION, make_ledger, notes, rows
 
 from homeostat.study.state.lease import Holder, Process
 from homeostat.study.state.ledger import Ledger, StaleClaim

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from objectives import CONFIGURATION, closed_ledgers, make_ledger  # noqa: F401 - a fixture
+from objectives import CONFIGURATION, make_ledger
 
 from homeostat.errors import HomeostatError, InvalidValue
 from homeostat.study.state.lease import Holder

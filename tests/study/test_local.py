@@ -9,9 +9,8 @@ import sys
 import textwrap
 
 import pytest
-from objectives import (  # closed_ledgers is a fixture
+from objectives import (
     Unloadable,
-    closed_ledgers,  # noqa: F401
     double,
     dying,
     eventually,

@@ -159,9 +159,9 @@ def test_a_plan_says_what_it_knows_and_what_it_does_not() -> None:
 )
 def test_numbers_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidValue, match=next(iter(wrong))):
-        plan(full_factorial(two_level(2)), **wrong)  # type: ignore[arg-type]
+        plan(full_factorial(two_level(2)), **wrong)
     with pytest.raises(InvalidType, match="delta"):
-        plan(full_factorial(two_level(2)), delta="1")  # type: ignore[arg-type]
+        plan(full_factorial(two_level(2)), delta="1")
 
 
 def noisy(config: dict[str, int], seed: int) -> dict[str, float]:

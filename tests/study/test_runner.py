@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from objectives import closed_ledgers, eventually, make_ledger  # noqa: F401 - a fixture
+from objectives import eventually, make_ledger
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue, NoEffectWarning
 from homeostat.study.running.runner import Rules, work

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from objectives import closed_ledgers  # noqa: F401 - a fixture
 from tiny import FACTORS, measured
 
 from homeostat.errors import InvalidType, InvalidValue

@@ -9,7 +9,6 @@ import threading
 from dataclasses import replace
 
 import pytest
-from objectives import closed_ledgers  # noqa: F401 - a fixture
 from rich.console import Console
 
 from homeostat.study.running import interim

@@ -6,7 +6,7 @@ import sqlite3
 import numpy as np
 import pandas as pd
 import pytest
-from objectives import closed_ledgers, make_ledger  # noqa: F401 - a fixture
+from objectives import make_ledger
 from typer.testing import CliRunner
 
 from homeostat.cli import app

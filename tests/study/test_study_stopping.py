@@ -28,7 +28,7 @@ def study(seeds: int, *, so_far: int, margin: float = 0.01, noise: float = 0.01,
 
 
 def test_a_study_is_settled_when_every_effect_is_and_not_before() -> None:
-    looks = [look(study(12, so_far=n, margin=0.02)) for n in (2, 12)]  # type: ignore[arg-type]
+    looks = [look(study(12, so_far=n, margin=0.02)) for n in (2, 12)]
     assert [found.settled for found in looks] == [False, True]
     states = looks[1].effects.set_index("label")["state"]
     assert states["norm: none → batch"] == "beyond"
@@ -39,14 +39,14 @@ def test_a_study_is_settled_when_every_effect_is_and_not_before() -> None:
 
 def test_a_wider_target_needs_fewer_seeds() -> None:
     found = study(6, so_far=6, margin=0.0)
-    assert not look(found).settled  # type: ignore[arg-type]
-    assert look(found, target=0.03).settled  # type: ignore[arg-type]
+    assert not look(found).settled
+    assert look(found, target=0.03).settled
 
 
 def test_treatments_without_the_technique_that_helps_are_given_up() -> None:
-    found = look(study(10, so_far=10))  # type: ignore[arg-type]
+    found = look(study(10, so_far=10))
     assert set(found.alive) <= {4, 5, 6, 7}  # norm=batch
-    assert len(look(study(10, so_far=1)).alive) == 8  # type: ignore[arg-type]
+    assert len(look(study(10, so_far=1)).alive) == 8
 
 
 def test_less_may_be_better() -> None:
@@ -57,7 +57,7 @@ def test_less_may_be_better() -> None:
 
 
 def test_nothing_is_settled_before_anything_has_run() -> None:
-    found = look(study(3, so_far=0))  # type: ignore[arg-type]
+    found = look(study(3, so_far=0))
     assert not found.settled
     assert found.alive == tuple(range(8))
     assert found.effects.empty

@@ -7,7 +7,7 @@ import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from objectives import closed_ledgers, eventually, make_ledger  # noqa: F401  closed_ledgers is a fixture
+from objectives import eventually, make_ledger
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
 from homeostat.study.state.lease import Holder

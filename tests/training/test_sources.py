@@ -44,7 +44,7 @@ class Jittered(Dataset):
         return self.count
 
     def __getitem__(self, index):
-        noise = random.random() + np.random.random() + float(torch.rand(()))  # noqa: NPY002
+        noise = random.random() + np.random.random() + float(torch.rand(()))
         return torch.tensor([index, noise]), index
 
 
@@ -82,11 +82,11 @@ def test_a_pass_is_a_function_of_seed_and_epoch_and_leaves_global_state_alone(na
     source = every_source()[name]
     first = [(x.clone(), y.clone()) for x, y in source.batches(3, 5, 4, shuffle=True)]
     random.seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     torch.manual_seed(99)
-    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
     again = list(source.batches(3, 5, 4, shuffle=True))
-    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # noqa: NPY002
+    after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
     assert len(first) == len(again)
     assert all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(first, again, strict=True))
     assert before[:2] == after[:2]
