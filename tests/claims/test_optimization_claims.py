@@ -88,7 +88,6 @@ TINY: dict[str, dict[str, Any]] = {
     "entangled-cifar": {
         "task": "digits",
         "train": 40,
-        "valid": 10,
         "test": 20,
         "networks": "small",
         "decay": 0.01,
@@ -97,7 +96,6 @@ TINY: dict[str, dict[str, Any]] = {
     "entangled-imagenet": {
         "task": "digits",
         "train": 40,
-        "valid": 10,
         "test": 20,
         "networks": "tiny",
         "flips": True,
@@ -281,7 +279,7 @@ def test_the_full_set_ups_train(id: str, net: str, monkeypatch: pytest.MonkeyPat
     task = Task(data=[(images, torch.arange(24) % 10)] * 3, name="noise", classes=10)
     monkeypatch.setattr(experiments, "task_named", lambda name: task)
     claim = CLAIMS[id]
-    settings = {**claim.full.settings, "task": "noise", "train": 24, "valid": 24, "test": 24}
+    settings = {**claim.full.settings, "task": "noise", "train": 24, "test": 24}
     settings["recipe"] = {**settings["recipe"], "batch_size": 12, "epochs": 1}
     config = {name: levels[-1] for name, levels in claim.full.factors.items()} | {"net": net}
     found = claim.experiment(config, 0, **settings)

@@ -25,11 +25,14 @@ def task_named(name: str) -> Task:
 
 
 @functools.lru_cache(maxsize=16)
-def part_of(name: str, train: int, valid: int | None = None, test: int | None = None, seed: int = 0) -> Task:
-    """A task with so many examples of each split (None: all), drawn by the seed; by default, once for all seeds."""
+def part_of(name: str, train: int, test: int | None = None, *, seed: int) -> Task:
+    """A task with so many examples of each split (None: all), drawn by the seed.
+
+    Validation, which every epoch ends with and claims only watch, takes a fifth of as many as training.
+    """
     whole = task_named(name)
     splits = []
-    for number, (split, count) in enumerate(((whole.train, train), (whole.valid, valid), (whole.test, test))):
+    for number, (split, count) in enumerate(((whole.train, train), (whole.valid, train // 5), (whole.test, test))):
         order = torch.randperm(len(split), generator=seeds.torch_generator(seed, "claim", "part", number))
         splits.append(split.batch(order[:count].sort().values))
     return Task(data=splits, name=f"{name}-{train}", classes=whole.classes, default_model=whole.default_model)

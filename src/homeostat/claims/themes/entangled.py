@@ -128,7 +128,6 @@ def entangled(
     *,
     task: str,
     train: int,
-    valid: int,
     test: int | None,
     networks: str,
     decay: float,
@@ -136,7 +135,7 @@ def entangled(
 ) -> dict[str, float]:
     """The metrics of one line of the table, its test accuracy with 10 % where it diverged, and its parameters."""
     build = {"published": PUBLISHED, "small": SMALL}[networks][config["net"]]
-    known = cropped_task(experiments.part_of(task, train, valid, test, seed), build, config["crop"] == "yes")
+    known = cropped_task(experiments.part_of(task, train, test, seed=seed), build, config["crop"] == "yes")
     changes = {"l2": decay if config["decay"] == "yes" else 0.0, "lr": _RATES[config["net"]]}
     return scored(experiments.fitted(changes, seed, trial, task=known, recipe=recipe))
 
@@ -295,10 +294,10 @@ CLAIMS = (
         f"within ±{100 * NEGLIGIBLE:g} point.",
         experiment=entangled, judge=_judge_entangled, draw=_draw_entangled,
         quick=Setup("digits, 300 training images of 8×8 cropped to 7×7; small networks in the same roles; 20 epochs, "
-                    "L2 of 0.005", _FACTORS, 5, {"task": "digits", "train": 300, "valid": 50, "test": None,
+                    "L2 of 0.005", _FACTORS, 5, {"task": "digits", "train": 300, "test": None,
                     "networks": "small", "decay": 5e-3, "recipe": {**_SGD, "batch_size": 32, "epochs": 20}}),
         full=Setup("cifar10 scaled down: 1,000 training and 2,000 test images of 32×32 cropped to 28×28, 20 epochs of "
-                   "batches of 64, L2 of 0.0005", _FACTORS, 5, {"task": "cifar10", "train": 1000, "valid": 200,
+                   "batches of 64, L2 of 0.0005", _FACTORS, 5, {"task": "cifar10", "train": 1000,
                    "test": 2000, "networks": "published", "decay": 5e-4,
                    "recipe": {**_SGD, "batch_size": 64, "epochs": 20}}),
         literature="The table is of Zhang et al. 2017 (arXiv:1611.03530): one run each on all 50,000 images until the "

@@ -77,7 +77,6 @@ def entangled(
     *,
     task: str,
     train: int,
-    valid: int,
     test: int | None,
     networks: str,
     flips: bool,
@@ -88,7 +87,7 @@ def entangled(
     net = config["net"]
     on = {name for name in _SWITCHES if config[name] == "yes"}
     augmented = "augmentation" in on
-    part = experiments.part_of(task, train, valid, test, seed)
+    part = experiments.part_of(task, train, test, seed=seed)
     changes = {
         "augment": "flip" if augmented and flips else "none",
         "dropout": DROPOUT[net] if "dropout" in on else 0.0,
@@ -141,12 +140,12 @@ CLAIMS = (
         quick=Setup("digits, 300 training images of 8×8 cropped to 7×7; small networks of the three families; 10 "
                     "epochs, L2 of 0.005, dropout of 0.5 in VGG and 0.2 in the others; augmentation: random crops",
                     _FACTORS, 6,
-                    {"task": "digits", "train": 300, "valid": 50, "test": None, "networks": "tiny", "flips": False,
+                    {"task": "digits", "train": 300, "test": None, "networks": "tiny", "flips": False,
                      "decay": 5e-3, "recipe": {**_SGD, "batch_size": 32, "epochs": 10}}),
         full=Setup("cifar10 scaled down: 1,000 training and 2,000 test images of 32×32 cropped to 28×28, small "
                    "networks of the three families, 20 epochs of batches of 64, L2 of 0.0005, dropout of 0.5 in VGG "
                    "and 0.2 in the others; augmentation: random crops and flips", _FACTORS, 5,
-                   {"task": "cifar10", "train": 1000, "valid": 200, "test": 2000, "networks": "small", "flips": True,
+                   {"task": "cifar10", "train": 1000, "test": 2000, "networks": "small", "flips": True,
                     "decay": 5e-4, "recipe": {**_SGD, "batch_size": 64, "epochs": 20}}),
         literature="The table puts together single runs: Inception's four lines are of Zhang et al. 2017 "
         "(arXiv:1611.03530), whose best epochs without augmentation had 72.57 and 63.16 %; ResNet's is of He et al. "

@@ -187,9 +187,9 @@ def smoothness(
 
 
 def _squared(task: str, examples: int) -> Task:
-    """The first examples of a task of classes, with the squared distance from a one as loss."""
+    """The first examples of a task of classes, with the squared distance from a one as loss; a tenth to watch by."""
     known = task_named(task)
-    parts = (source.head(examples) for source in (known.train, known.valid, known.test))
+    parts = (known.train.head(examples), known.valid.head(examples // 10), known.test.head(examples))
     data = [(x, functional.one_hot(y, known.outputs).float()) for x, y in parts]
     return Task(data=data, loss="mse", name=f"{task}-squared", default_model="mlp")
 
