@@ -278,6 +278,17 @@ def test_a_reference_line_far_from_the_values_is_in_the_figure(log):
         assert sum(tick <= 10 for tick in ticks) > 2  # two of them are the other axis's
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 6, 7, 8])
+def test_legends_are_read_line_by_line(count):
+    frame = pd.DataFrame([{"at": n, "y": n, "part": f"part {n}"} for n in range(count)])
+    figure = draw.scatter(frame, "at", "y", "part", across="at", up="y", alt="y")
+    for markup in (figure.wide, figure.narrow):
+        found = re.findall(r'x="([\d.]+)" y="([\d.]+)"[^>]*>part (\d)</text>', markup)
+        assert [int(part) for _, _, part in sorted(found, key=lambda it: (float(it[1]), float(it[0])))] == [
+            *range(count)
+        ]
+
+
 def test_figures_draw_what_is_not_finite_as_missing():
     frame = pd.DataFrame({"part": ["a", "a", "b", "b"], "at": [0, 1, 0, 1], "y": [1.0, np.inf, np.nan, 2.0]})
     for figure in (

@@ -213,9 +213,12 @@ def _columns(longest: int, wide: bool) -> int:
 
 
 def _legend(axes: Axes, columns: int, lift: float) -> None:
-    """Names above the axes, each with a sample of its line or marker."""
+    """Names above the axes, line by line, each with a sample of its line or marker."""
     above = ScaledTranslation(0, lift / 72, axes.figure.dpi_scale_trans)
+    samples, labels = axes.get_legend_handles_labels()
+    order = [place for column in range(columns) for place in range(column, len(labels), columns)]  # column by column
     axes.legend(
+        [samples[place] for place in order], [labels[place] for place in order],
         loc="lower left", bbox_to_anchor=(0, 1), bbox_transform=axes.transAxes + above, ncols=columns, frameon=False,
         fontsize=11, handlelength=2.6, handletextpad=0.5, columnspacing=1.2, borderaxespad=0.0, borderpad=0.0,
         labelspacing=0.35,
