@@ -289,6 +289,24 @@ def test_legends_are_read_line_by_line(count):
         ]
 
 
+@pytest.mark.parametrize("log", ["", "x", "y", "xy"])
+def test_figures_without_a_single_value_are_empty(log):
+    frame = pd.DataFrame([{"at": at, "y": np.nan, "part": part} for at in (0.1, 1.0) for part in "ab"])
+    for figure in (
+        draw.courses(frame, "at", "y", "part", across="at", up="height", alt="y", log=log),
+        draw.scatter(frame, "at", "y", "part", across="at", up="height", alt="y", log=log),
+        draw.levels(frame, "part", "y", across="height", alt="y", log="y" in log),
+    ):
+        assert ">height</text>" in figure.wide
+
+
+@pytest.mark.parametrize("kind", ["courses", "scatter"])
+def test_more_groups_than_can_be_told_apart_are_refused(kind):
+    frame = pd.DataFrame([{"at": n, "y": n, "part": n} for n in range(9)])
+    with pytest.raises(InvalidValue, match=f"draw.{kind}: group must be a column of at most 8 values, but got 9"):
+        getattr(draw, kind)(frame, "at", "y", "part", across="at", up="y", alt="y")
+
+
 def test_figures_draw_what_is_not_finite_as_missing():
     frame = pd.DataFrame({"part": ["a", "a", "b", "b"], "at": [0, 1, 0, 1], "y": [1.0, np.inf, np.nan, 2.0]})
     for figure in (

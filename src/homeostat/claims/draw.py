@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from homeostat.errors import invalid
 from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import FAINT, HELPS, HURTS, INK, NARROW, OTHER, SOFT, Picture, blank, drawing, inline
 from homeostat.page.text import shorten
@@ -78,8 +79,9 @@ def courses(
         names: of the groups, where they are not to be called what they are.
         log: which axes are logarithmic: "", "x", "y" or "xy"; what is not above zero is then left out.
         line: a height at which a reference line is drawn.
+    Raises: InvalidValue for more groups than can be told apart.
     """
-    groups = [(None, frame)] if group is None else list(frame.groupby(group, sort=False))
+    groups = _groups("courses", frame, group)
     longest = max((len(_named(key, names, 60)) for key, _ in groups), default=0) if group is not None else 0
     # names that are too long to stand beside lines, or lines too many for a color each, stand above them with a sample
     above = {wide: longest > _LABEL[wide] or len(groups) > _COLORS for wide in (True, False)}
@@ -192,7 +194,7 @@ def scatter(
     log: str = "",
 ) -> Picture:
     """Points, one per run, by group; arguments as for `courses`."""
-    groups = [(None, frame)] if group is None else list(frame.groupby(group, sort=False))
+    groups = _groups("scatter", frame, group)
 
     def draw(axes: Axes, wide: bool) -> None:
         for (key, own), (color, _, marker) in zip(groups, _STYLES, strict=False):
@@ -205,6 +207,14 @@ def scatter(
     longest = max((len(_named(key, names, 44)) for key, _ in groups), default=0)
     lines = {wide: -(-len(groups) // _columns(longest, wide)) if group is not None else 0 for wide in (True, False)}
     return _pictured(draw, across, up, alt, heads={wide: 18.0 * count for wide, count in lines.items()})
+
+
+def _groups(where: str, frame: pd.DataFrame, group: str | None) -> list[tuple[Any, pd.DataFrame]]:
+    found: list[tuple[Any, pd.DataFrame]] = [(None, frame)] if group is None else [*frame.groupby(group, sort=False)]
+    if len(found) > MOST_GROUPS:
+        cure = "More cannot be told apart in one figure: leave some out, or draw them with levels()."
+        raise invalid(f"draw.{where}", "group", f"be a column of at most {MOST_GROUPS} values", len(found), cure)
+    return found
 
 
 def _columns(longest: int, wide: bool) -> int:
@@ -308,8 +318,11 @@ def _scales(axes: Axes, log: str, wide: bool) -> None:
 
 
 def _logarithmic(axes: Axes, name: str, wide: bool) -> None:
-    """Ticks at powers of ten, or at 1, 2, 5 times them where the axis covers less than two."""
+    """Ticks at powers of ten, or at 1, 2, 5 times them where the axis covers less than two; none without values."""
     axis = getattr(axes, f"{name}axis")
+    if not np.isfinite(getattr(axes.dataLim, f"minpos{name}")):  # of the positive values, the least
+        axis.set_major_locator(NullLocator())
+        return
     getattr(axes, f"set_{name}scale")("log")
     low, high = getattr(axes, f"get_{name}lim")()
     subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
