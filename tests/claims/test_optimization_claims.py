@@ -233,6 +233,11 @@ def test_roads_are_judged() -> None:
     assert judged(id, lambda task, road: {"test_accuracy": 0.95 + 0.002 * names.index(road)}) == "holds"
     assert judged(id, lambda task, road: {"test_accuracy": 0.6 + 0.05 * names.index(road)}) == "fails"
     assert judged(id, lambda task, road: {"test_accuracy": 0.8}, noise=0.1) == "undecided"
+    claim = CLAIMS[id]
+    runs = planted(claim, lambda task, road: {"test_accuracy": np.nan if road == names[2] else 0.9})
+    assert f"the last “{names[2]}” which diverged" in claim.judge(runs).says
+    runs.trials["test_accuracy"] = np.nan
+    assert "no recipe ended with a finite loss" in claim.judge(runs).says
 
 
 def test_the_table_is_judged() -> None:

@@ -197,7 +197,9 @@ def small_batches(config: Mapping[str, Any], seed: int, *, task: str, recipe: Ma
     order = ClassBatches(y, 16, mixed=config["parts"] != _ALIKE)
     data = (DataLoader(TensorDataset(x, y), sampler=order), given.valid, given.test)
     found = Task(data=data, name=task, classes=given.outputs, standardize=given.standardization)
-    net = InParts(build_model(given, settings, seed), 2 if config["parts"] == _FEW else 16)
+    net: nn.Module = build_model(given, settings, seed)
+    if config["norm"] == "batch":  # group normalization looks at one example at a time, in whatever part it is
+        net = InParts(net, 2 if config["parts"] == _FEW else 16)
     return fit(found, settings, seed, model=net).metrics
 
 

@@ -249,17 +249,25 @@ def _judge_roads(runs: Runs) -> Verdict:
         behind = sorted(zip(gaps, left, strict=True), key=lambda each: np.nan_to_num(each[1].estimate, nan=-np.inf))
         parts += [(decided(room), f"best minus “{name}” {points(gaps[name])} on {task}") for name, room in behind]
         told.append(
-            f"On {task} the best of {len(_ROADS)} recipes is “{best}” with {100 * means.max():.1f} %, the last "
-            f"“{last}” with {100 * means.get(last, np.nan):.1f} %."
+            f"On {task} the best of {len(_ROADS)} recipes is “{best}” {_reached(means.max())}, the last “{last}” "
+            f"{_reached(means.get(last, np.nan))}."
+            if best
+            else f"On {task} no recipe ended with a finite loss."
         )
     word, number = settled(*parts)
     return Verdict(word, number, " ".join(told) + more(word, *rooms))
 
 
+def _reached(accuracy: float) -> str:
+    return "which diverged" if np.isnan(accuracy) else f"with {100 * accuracy:.1f} %"
+
+
 def _draw_roads(runs: Runs) -> Picture:
     by = ["task", "road"] if len(runs.setup.factors["task"]) > 1 else "road"
+    short = runs.trials["task"].replace({"fashion-mnist": "Fashion", "cifar10": "CIFAR"})
+    frame = runs.trials.assign(percent=100 * runs.trials["test_accuracy"], task=short)
     return draw.levels(
-        runs.trials.assign(percent=100 * runs.trials["test_accuracy"]), by, "percent", across="test accuracy, %",
+        frame, by, "percent", across="test accuracy, %",
         alt="Test accuracy of six recipes that have little in common.",
     )  # fmt: skip
 
