@@ -112,6 +112,14 @@ def test_small_batches_are_judged_by_what_each_normalization_loses():
     assert word("bn-small-batch", small_batches(0.93, 0.93, 0.95, 0.95), noise=0.1) == "undecided"
 
 
+def test_small_batches_count_the_runs_that_collapsed():
+    def says(cells):
+        return CLAIMS["bn-small-batch"].judge(planted("bn-small-batch", cells, 0.001)).says
+
+    assert "collapsed" not in says(small_batches(0.85, 0.5, 0.95, 0.9))
+    assert "6 of 36 runs collapsed to guessing" in says(small_batches(0.1, 0.5, 0.95, 0.9))
+
+
 def layernorm(none, layer):
     return [
         ({"norm": norm, "lr": lr}, {"train_loss": losses[place], "test_accuracy": 0.9})
