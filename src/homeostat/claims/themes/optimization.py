@@ -343,6 +343,6 @@ CLAIMS = (
                    {"task": "cifar10", "examples": 4000, "recipe": {**_DEEP, "epochs": 12}}),
         literature="He et al. 2016 (arXiv:1512.03385), whole CIFAR-10, 64,000 steps, widths 16, 32, 64: plain nets get "
         "worse from 20 to 56 layers; residual nets better, 8.75 % test error with 20 and 6.97 % with 56. In full, "
-        "here are some 750 steps: training is far from its end, most of all with 56 layers.",
+        "here are some 750 steps.",
     ),
 )  # fmt: skip
