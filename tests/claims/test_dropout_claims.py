@@ -231,6 +231,13 @@ def test_coadaptation_needs_less_correlation_and_more_silence():
     assert judged("dropout-coadaptation", rows(0.4, 0.5)).word == "fails"
     assert judged("dropout-coadaptation", rows(0.2, 0.3)).word == "fails"
     assert judged("dropout-coadaptation", rows(0.29, 0.5, noise=0.1)).word == "undecided"
+    fallen = [
+        {**row, "covariance": row["covariance"] - row["dropout"] / 10 - row["seed"] / 1e3} for row in rows(0.4, 0.5)
+    ]
+    verdict = judged("dropout-coadaptation", fallen)
+    assert (verdict.word, verdict.number[:27]) == ("fails", "correlation higher by 0.100")
+    assert "covariance is lower by 0.050" in verdict.says
+    assert "says the contrary" in verdict.says
 
 
 def test_the_correlation_of_copies_is_one_and_of_noise_small():
@@ -266,6 +273,7 @@ def norm_rows(shift=1.5, plain=0.02, batch=-0.02, again=0.01, noise=0.001):
 def test_dropout_before_normalization_needs_shift_loss_and_cure():
     assert judged("dropout-before-bn", norm_rows()).word == "holds"
     assert judged("dropout-before-bn", norm_rows(shift=0.9)).word == "fails"
+    assert judged("dropout-before-bn", norm_rows(batch=0.05)).number.endswith("more to gain")
     assert judged("dropout-before-bn", norm_rows(batch=0.05)).word == "fails"
     assert judged("dropout-before-bn", norm_rows(again=-0.01)).word == "fails"
     assert judged("dropout-before-bn", norm_rows(noise=0.1)).word == "undecided"

@@ -227,7 +227,9 @@ def test_variances_are_judged(accuracies, word):
         for c, own in accuracies.items()
         for rate in (0.01, 0.1)
     ]
-    assert judged("init-variance", rows) == word
+    verdict = verdict_of("init-variance", rows)
+    assert verdict.word == word
+    assert "More seeds" not in verdict.says  # with them, a run that speaks against it would still be there
 
 
 @pytest.mark.parametrize(
@@ -299,6 +301,20 @@ def test_inputs_are_judged(raw_epochs, raw_rates, spread, word):
                     )
                 )  # fmt: skip
     assert judged("input-normalization", rows) == word
+
+
+@pytest.mark.parametrize(("never", "least"), [(21.0, True), (20.0, False)])
+def test_epochs_saved_are_at_least_so_many_where_a_raw_run_never_arrives(never, least):
+    rows = [
+        (
+            {"data": "digits", "inputs": given, "lr": 0.1},
+            lambda seed, given=given: {
+                "epochs_needed": 3.0 if given == "standardized" else never if seed == 2 else 9.0, "trains": 1.0,
+            },
+        )
+        for given in ("raw", "standardized")
+    ]  # fmt: skip
+    assert ("at least" in verdict_of("input-normalization", rows).says) == least
 
 
 @pytest.mark.parametrize("id", CLAIMS)

@@ -177,12 +177,17 @@ def near(interval: Interval, margin: float) -> Word:
     return inside(interval, -margin, margin)
 
 
+_MANY = 1000
+
+
 def more(word: Word, *intervals: Interval, threshold: float = 0.0) -> str:
     """What would decide an undecided verdict: with how many seeds these intervals would not hold the threshold.
 
     Example:
         >>> more("undecided", Interval(1.0, -1.0, 3.0, df=4))
         ' With this estimate and spread, about 20 seeds would decide it.'
+        >>> more("undecided", Interval(0.01, -1.0, 1.02, df=4))
+        ' Even 1,000 seeds would not decide it with this estimate and spread: another set-up might.'
         >>> more("holds", Interval(1.0, 0.5, 1.5))
         ''
     """
@@ -194,15 +199,18 @@ def more(word: Word, *intervals: Interval, threshold: float = 0.0) -> str:
     for each in intervals:
         if decided(each, threshold) == "undecided":
             distance, half = abs(each.estimate - threshold), (each.high - each.low) / 2
-            seeds = max(seeds, (each.df + 1) * (half / distance) ** 2) if distance and np.isfinite(half) else np.inf
-    if not 0 < seeds < 1000:
+            if np.isfinite(half):
+                seeds = max(seeds, (each.df + 1) * (half / distance) ** 2 if distance else np.inf)
+    if not seeds:
         return " More seeds would decide it."
+    if seeds > _MANY:
+        return f" Even {_MANY:,} seeds would not decide it with this estimate and spread: another set-up might."
     return f" With this estimate and spread, about {seeds:.0f} seeds would decide it."
 
 
-def said(word: Word, number: str, says: str) -> Verdict:
-    """A verdict that ends, where it is open, with what would decide it."""
-    return Verdict(word, number, says + more(word))
+def said(word: Word, number: str, says: str, *intervals: Interval) -> Verdict:
+    """A verdict that ends, where it is open, with what would decide it, if anything, for these intervals against 0."""
+    return Verdict(word, number, says + more(word, *intervals))
 
 
 def seed_mean(values: pd.Series[float]) -> Interval:
@@ -262,9 +270,32 @@ def tiny(number: float) -> str:
 
 
 def points(interval: Interval) -> str:
-    """A difference of shares in percentage points: "+1.3 points [0.9, 1.7]"."""
+    """A difference of shares in percentage points: "+1.3 points [0.9, 1.7]"; with two digits where one hides a sign.
+
+    Example:
+        >>> points(Interval(0.013, 0.009, 0.017)), points(Interval(0.00036, -0.00019, 0.00092))
+        ('+1.3 points [0.9, 1.7]', '+0.04 points [−0.02, 0.09]')
+    """
     if np.isnan(interval.low):
         known = "" if np.isnan(interval.estimate) else f"{100 * interval.estimate:+.1f} points, "
         return f"{known}no interval".replace("-", "−")
-    low, high = (f"{100 * end:.1f}" for end in (interval.low, interval.high))
-    return f"{100 * interval.estimate:+.1f} points [{low}, {high}]".replace("-", "−")
+    shares = [100 * number for number in (interval.estimate, interval.low, interval.high)]
+    digits = 2 if any(0 < abs(share) < 0.05 for share in shares) else 1
+    estimate, low, high = (f"{share:.{digits}f}" for share in shares)
+    sign = "" if estimate.startswith("-") else "+"
+    return f"{sign}{estimate} points [{low}, {high}]".replace("-", "−")
+
+
+def directed(interval: Interval, up: str, down: str) -> tuple[Interval, str]:
+    """A difference that is not negative, and the word for its direction: nothing is then lower by less than nothing.
+
+    Example:
+        >>> directed(Interval(-0.012, -0.016, -0.007), "lower", "higher")[1]
+        'higher'
+    """
+    return (negated(interval), down) if interval.estimate < 0 else (interval, up)
+
+
+def negated(interval: Interval) -> Interval:
+    """The same difference, taken the other way around."""
+    return Interval(-interval.estimate, -interval.high, -interval.low, df=interval.df)

@@ -253,8 +253,9 @@ CLAIMS = (
         hypothesis="The sum with dropped terms is unbiased and its variance proportional to p / (1 - p), as for "
         "batches drawn without replacement.",
         criterion=f"Holds if over all masks, and over all batches of (1 - p) n terms, the means are the sum and the "
-        f"variances p / (1 - p) times the sum of squares (of squared deviations, for batches), both to {_TOLERANCE:g}, "
-        f"and the layer's own draws have 0.95 to 1.05 times that variance (the whole interval); fails if one does not.",
+        f"variances p / (1 - p) times the sum of squares (for batches: of squared deviations, times n / (n - 1)), both "
+        f"to {_TOLERANCE:g}, and the layer's own draws have 0.95 to 1.05 times that variance (the whole interval); "
+        f"fails if one does not.",
         experiment=sampled_sum,
         judge=_judge_sum,
         draw=_draw_sum,

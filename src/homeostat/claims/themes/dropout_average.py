@@ -166,7 +166,7 @@ CLAIMS = (
         "output at test time.",
         source="003, Dropout: Test Time; 004, Dropout: testing phase",
         hypothesis="The one pass without dropout predicts nearly the mean over all masks, nearer than an average over "
-        f"{_WORTH} of them.",
+        f"{_WORTH} of them (a number that the lectures do not give).",
         criterion=f"A pass is worth so many masks as one has to average to come as near, in mean squared distance of "
         f"class probabilities: the variance of a masked pass over the pass's squared distance. Holds if for every p "
         f"and net the interval of their logarithm lies above log {_WORTH}; fails if for one it lies below.",

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, more, points, seed_mean, settled
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, directed, more, points, seed_mean, settled
+from homeostat.inference import Interval
 from homeostat.page.svg import Picture
 from homeostat.parts.dropout import drops, set_p_
 from homeostat.parts.population import update_statistics_
@@ -40,12 +41,18 @@ def _judge_regression(runs: Runs) -> Verdict:
     word = decided(gap)
     return Verdict(
         word,
-        f"test error lower by {gap.estimate:.3f} [{gap.low:.3f}, {gap.high:.3f}]".replace("-", "−"),
+        f"test error {_lower(gap)}",
         f"Root mean squared error {plain.mean():.3f} without and {dropped.mean():.3f} with dropout of {chosen:g}, the "
         f"best on validation data; the noise alone is 0.3. On the twenty training points it is "
         f"{runs.by_seed('train_rmse', dropout=0.0).mean():.3f} and "
         f"{runs.by_seed('train_rmse', dropout=chosen).mean():.3f}." + more(word, gap),
     )
+
+
+def _lower(drop: Interval) -> str:
+    """What a number falls by: "lower by 0.056 [0.027, 0.084]", or "higher by" the opposite."""
+    by, way = directed(drop, "lower", "higher")
+    return f"{way} by {by.estimate:.3f} [{by.low:.3f}, {by.high:.3f}]".replace("-", "−")
 
 
 def features(
@@ -92,18 +99,22 @@ def _judge_features(runs: Runs) -> Verdict:
     without, dropped = ({name: runs.by_seed(name, dropout=p) for name in _MEASURES} for p in (0.0, 0.5))
     looser = seed_mean(without["correlation"] - dropped["correlation"])
     sparser = seed_mean(dropped["silent"] - without["silent"])
-    lower = f"correlation lower by {looser.estimate:.3f} [{looser.low:.3f}, {looser.high:.3f}]".replace("-", "−")
-    word, number = settled((decided(looser), lower), (decided(sparser), f"units silent for {points(sparser)} more"))
+    fallen = seed_mean(without["covariance"] - dropped["covariance"])
+    word, number = settled(
+        (decided(looser), f"correlation {_lower(looser)}"),
+        (decided(sparser), f"units silent for {points(sparser)} more"),
+    )
+    apart = {decided(looser), decided(fallen)} == {"holds", "fails"}
+    contrary = ", which says the contrary: dropout changes deviations too" if apart else ""
     asked = looser if decided(looser) == "undecided" else sparser
     return Verdict(
         word,
         number,
         f"The mean absolute correlation of two units of a layer is {without['correlation'].mean():.3f} without and "
-        f"{dropped['correlation'].mean():.3f} with dropout, their covariance {without['covariance'].mean():.3g} and "
-        f"{dropped['covariance'].mean():.3g}; units are silent for {without['silent'].mean():.0%} and "
-        f"{dropped['silent'].mean():.0%} of the examples, and their mean activation is "
-        f"{without['activation'].mean():.2f} and {dropped['activation'].mean():.2f}. Test accuracy with dropout: "
-        f"{points(seed_mean(dropped['accuracy'] - without['accuracy']))}." + more(word, asked),
+        f"{dropped['correlation'].mean():.3f} with dropout; their covariance is {_lower(fallen)} with it{contrary}. "
+        f"Units are silent for {without['silent'].mean():.0%} and {dropped['silent'].mean():.0%} of the examples, and "
+        f"their mean activation is {without['activation'].mean():.2f} and {dropped['activation'].mean():.2f}. Test "
+        f"accuracy with dropout: {points(seed_mean(dropped['accuracy'] - without['accuracy']))}." + more(word, asked),
     )
 
 
@@ -194,8 +205,9 @@ def _judge_norm(runs: Runs) -> Verdict:
     poorer = seed_mean(gain("none") - gain("batch"))
     as_trained = runs.by_seed("accuracy", norm="batch", place="between")
     cured = seed_mean(runs.by_seed("remeasured", norm="batch", place="between") - as_trained)
+    less, way = directed(poorer, "less", "more")
     word, number = settled(
-        (decided(poorer), f"{points(poorer)} less to gain"),
+        (decided(poorer), f"{points(less)} {way} to gain"),
         (decided(shift, 1.0), f"variance {shift.estimate:.2f} times as large"),
         (decided(cured), f"{points(cured)} by measuring again"),
     )

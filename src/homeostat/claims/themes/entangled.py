@@ -302,6 +302,7 @@ CLAIMS = (
                    "recipe": {**_SGD, "batch_size": 64, "epochs": 20}}),
         literature="The table is of Zhang et al. 2017 (arXiv:1611.03530): one run each on all 50,000 images until the "
         "loss no longer falls, rates × 0.95 per epoch; MLPs and Inception without batch norm without crops. Here "
-        "rates are constant: 0.1 for Inception, 0.01 without its batch norm and for the others.",
+        "rates are constant: 0.1 for Inception, 0.01 without its batch norm and for the others. What is called × batch "
+        "norm is then of the rate too: per step L2 shrinks weights ten times as fast with it.",
     ),
 )  # fmt: skip

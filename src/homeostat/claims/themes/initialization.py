@@ -243,8 +243,8 @@ CLAIMS = (
         ),
         quick=Setup(_MATRICES, {"width": [1, 64], "scale": [0.5, 1.0, 1.5], "depth": [2, 4, 8, 16, 32]}, 10),
         full=Setup(_MATRICES, {"width": [1, 256], "scale": [0.5, 1.0, 1.5], "depth": [2, 4, 8, 16, 32, 64]}, 50),
-        literature="For n×n matrices the mean of the squared norm is S^(2(m-1)); the logarithm lies about 1/(2n) per "
-        "layer below that, so narrow deep networks fade even with S = 1.",
+        literature="For n×n matrices the mean of the squared norm is S^(2(m-1)); the mean logarithm of the norm lies "
+        "about 1/(2n) per layer below that of S^(m-1), so narrow deep networks fade even with S = 1.",
     ),
     Claim(
         id="fan-in-fan-out",
@@ -288,7 +288,7 @@ CLAIMS = (
         "initialization, vanishing gradient is no longer a problem.",
         source="003, Weight Initialization: Random Initialization; Xavier Initialization",
         hypothesis="In a tanh net after training, the deviation of hidden outputs shrinks by more than 10 % from layer "
-        "to layer after U(-1/√n, 1/√n), and by less after Xavier.",
+        "to layer after U(-1/√n, 1/√n), and by less after Xavier (the lecture shows histograms, not a number).",
         criterion="Holds if, after training, the whole interval of the deviation's factor per layer lies below 0.9 for "
         "U and above 0.9 for Xavier; fails if the whole interval of one lies on the other side.",
         experiment=tanh_scale,

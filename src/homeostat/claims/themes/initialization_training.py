@@ -67,9 +67,11 @@ def _judge_variance(runs: Runs) -> Verdict:
         word = "fails" if works < 0.5 or max(poor.values()) > 0.5 or lost < 0.5 else "undecided"
     rescued = [f"c = {c:g} at a rate of {rate:g}" for (c, rate), share in poor.items() if share > 0]
     also = f"Some runs learn with {' and with '.join(rescued)}." if rescued else "No other rate tried helps them."
+    also += "" if best > min(runs.trials["lr"].astype(float)) else " Lower rates were not tried."
+    also += " Single runs speak against it: longer training or other depths would decide." * (word == "undecided")
     one, two = (_percent(runs, "test_accuracy", c=c, lr=best) for c in (1.0, 2.0))
     most = max(poor.values())
-    return said(
+    return Verdict(
         word,
         f"{works:.0%} learn with c = 2, at most {most:.0%} with c = 1 or 3; {lost:.0%} in NaN with c = 3",
         f"At a rate of {best:g}, the best for c = 2, {two} of the answers are correct with c = 2 and {one} with c = 1; "

@@ -47,7 +47,8 @@ def inputs(config: Mapping[str, Any], seed: int, *, recipe: Mapping[str, Any], t
 
 
 def _judge_inputs(runs: Runs) -> Verdict:
-    saved, rates, never = {}, {}, []
+    saved, rates, never, least = {}, {}, [], {}
+    epochs = runs.setup.settings["recipe"]["epochs"]
     count = len(dict.fromkeys(runs.trials["lr"]))
     for data in dict.fromkeys(runs.trials["data"]):
         best = {}
@@ -57,6 +58,8 @@ def _judge_inputs(runs: Runs) -> Verdict:
         saved[data] = runs.difference("epochs_needed", best["raw"], best["standardized"])
         wide = runs.difference("trains", {"data": data, "inputs": "standardized"}, {"data": data, "inputs": "raw"})
         rates[data] = Interval(*(count * end for end in wide[:3]))
+        missed = runs.where(**best["raw"])["epochs_needed"] > epochs
+        least[data] = "at least " if missed.any() else ""
         never += [] if runs.where(data=data, inputs="raw")["trains"].any() else [data]
     word, number = settled(
         *((decided(found), f"{_shown(found)} epochs saved on {data}") for data, found in saved.items()),
@@ -66,9 +69,7 @@ def _judge_inputs(runs: Runs) -> Verdict:
         word,
         number,
         "At the best rate of each, standardized inputs save "
-        + ", ".join(
-            f"{'at least ' if data in never else ''}{_shown(found)} epochs on {data}" for data, found in saved.items()
-        )
+        + ", ".join(f"{least[data]}{_shown(found)} epochs on {data}" for data, found in saved.items())
         + "; rates at which training succeeds, more by "
         + ", ".join(f"{_shown(found)} on {data}" for data, found in rates.items())
         + f" of {count}."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.claims import draw
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, more, points, settled
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, decided, directed, more, points, settled
 from homeostat.claims.experiments import part_of, task_named
 from homeostat.claims.themes.normalization_training import SGD, counted
 from homeostat.inference import mean_interval
@@ -94,7 +94,7 @@ def _judge_stop_gradient(runs: Runs) -> Verdict:
         f"{int(through['diverged'].sum())} of {len(through)} with the whole gradient. The weights before the layers "
         f"grew {grown[1]:.3g}-fold, else {grown[0]:.3g}-fold. With the mean alone constant {100 * other[0]:.1f} % are "
         f"reached, with the deviation alone {100 * other[1]:.1f} %, without normalization {100 * other[2]:.1f} %."
-        f"{more(word)}",
+        f"{more(word, lost, threshold=0.01)}",
     )
 
 
@@ -141,15 +141,16 @@ def _judge_regularization(runs: Runs) -> Verdict:
     table = accurate.trials.pivot_table(index="seed", columns=["norm", "dropout"], values="test_accuracy").dropna()
     gains = {norm: table[norm, dropout] - table[norm, 0.0] for norm in ("none", "batch")}
     need = mean_interval((gains["none"] - gains["batch"]).to_numpy())
+    less, way = directed(need, "less", "more")
     word, number = settled(
-        (decided(noise), f"{points(noise)} by noise"), (decided(need), f"{points(need)} less from dropout")
+        (decided(noise), f"{points(noise)} by noise"), (decided(need), f"{points(less)} {way} from dropout")
     )
     return Verdict(
         word,
         number,
         f"More noise in the statistics changes test accuracy by {points(noise)}. Batch normalization itself does "
         f"{points(alone)}. Dropout brings {100 * gains['none'].mean():+.1f} points without it and "
-        f"{100 * gains['batch'].mean():+.1f} with it, a difference of {points(need)}.{more(word)}",
+        f"{100 * gains['batch'].mean():+.1f} with it, {points(less)} {way}.{more(word, noise, need)}",
     )
 
 

@@ -222,7 +222,7 @@ CLAIMS = (
         id="bn-moments",
         sentence="After batch normalization a neuron's values have mean β and standard deviation γ, irrespective of "
         "the original moments.",
-        source="001, Batchnorm takes place between this step",
+        source="001, Normalisation",
         hypothesis="Means and deviations over a batch differ from β and γ by rounding alone, for all inputs.",
         criterion=_EXACT + " Errors are relative to what float64 can keep of inputs whose mean dwarfs their deviation.",
         experiment=moments,
@@ -298,7 +298,7 @@ CLAIMS = (
     Claim(
         id="bn-folding",
         sentence="At inference batch normalization can be folded into the layer before it, which removes its latency.",
-        source="003, Batch normalization at inference",
+        source="003, Cons",
         hypothesis="Outputs are equal up to rounding, and predictions faster.",
         criterion="Holds if outputs differ by at most 1e-5 of the largest in every run, and the whole interval of the "
         "ratio of times lies above 1; fails if an output differs by more, or the interval lies below 1.",
@@ -311,6 +311,8 @@ CLAIMS = (
         ),
         quick=Setup("a convolutional net of three layers, 32×32", {"batch": [1, 64]}, 8),
         full=Setup("a convolutional net of three layers, 32×32", {"batch": [1, 64]}, 50),
+        literature="The slide's W' = W / √(σ² + ε) leaves out γ, which is there in its definition of the layer: folded "
+        "is W' = γ W / √(σ² + ε), b' = β + γ (b − μ) / √(σ² + ε).",
     ),
     Claim(
         id="layernorm-batch-free",

@@ -143,6 +143,7 @@ def _judge_inference(runs: Runs) -> Verdict:
         f"{points(pooled)}. Measuring anew changed most at batches of {most}: "
         f"{100 * gaps[most]:+.1f} points. Alone or in company an output differs by {company.max():.0e}; by the batch's "
         f"own statistics it would by {runs.trials['batch_company'].mean():.2g} of the largest output.",
+        gain,
     )
 
 
@@ -219,6 +220,8 @@ def _judge_small_batches(runs: Runs) -> Verdict:
         f"From parts of 16 to parts of 2, test accuracy changes by {shown[0]} with batch and by {shown[1]} with group "
         f"normalization, which looks at no batch; to parts of 16 of one class by {shown[2]} and {shown[3]}."
         + (told if collapsed else ""),
+        size,
+        alike,
     )
 
 
@@ -329,7 +332,7 @@ CLAIMS = (
         ),
         literature="Wu & He 2018 (arXiv:1803.08494), ResNet-50 on ImageNet: validation error 23.6 % with batch and "
         "24.1 % with group normalization at 32 images per device, 34.7 % and 24.1 % at 2. There 2 images leave 98 "
-        "values per channel in the last layers of many; here 32 in the second of two.",
+        "values per channel in the last layers of many; here 32 (quick) or 392 (full) in the second of two.",
     ),
     Claim(
         id="layernorm-fcn",
@@ -358,6 +361,6 @@ CLAIMS = (
         ),
         literature="Ba et al. 2016 (arXiv:1607.06450) compare with batch normalization, not with none: on "
         "permutation-invariant MNIST a 784-1000-1000-10 net learned faster with layer normalization, at batches of 128 "
-        "and of 4. The lecture normalizes behind the nonlinearity, here and there it is done before.",
+        "and of 4. The lecture normalizes behind the nonlinearity; here it is done before, as by Ba et al.",
     ),
 )  # fmt: skip

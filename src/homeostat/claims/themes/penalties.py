@@ -220,8 +220,8 @@ def _judge_equilibrium(runs: Runs) -> Verdict:
     turns = {each: seed_mean(turned.by_seed("turn", weight_decay=each)) for each in decays}
     meeting = seed_mean(large - small)
     shown = ", ".join(
-        f"{math.degrees(runs.by_seed('angle', weight_decay=each).mean()):.2g}° at λ = {each:g} "
-        f"(√(2ηλ) = {math.degrees(runs.by_seed('expected_angle', weight_decay=each).mean()):.2g}°)"
+        f"{math.degrees(runs.by_seed('angle', weight_decay=each).mean()):.3g}° at λ = {each:g} "
+        f"(√(2ηλ) = {math.degrees(runs.by_seed('expected_angle', weight_decay=each).mean()):.3g}°)"
         for each in decays
     )
     return said(
@@ -367,7 +367,7 @@ CLAIMS = (
         "for complexity in deep networks.",
         source="002, Caveats of ℓ2 regularization",
         hypothesis="Nets whose weights start with variance c/n, c from 0.5 to 8, end with norms at least a factor of "
-        "two apart, and with the same test accuracy to within a point.",
+        "two apart, and with the same test accuracy to within a point (the lecture gives neither number).",
         criterion="Largest against smallest c, paired by seed. Holds if the whole interval of the ratio of norms lies "
         "above 2 and that of the difference in test accuracy within ±1 point; fails if the ratio lies below 2, or the "
         "difference beyond a point.",

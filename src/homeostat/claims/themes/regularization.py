@@ -16,7 +16,7 @@ from torch import Tensor
 
 from homeostat import seeds
 from homeostat.claims import draw, experiments
-from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, points, settled
+from homeostat.claims.claim import Claim, Runs, Setup, Verdict, Word, decided, more, negated, points, settled
 from homeostat.inference import Interval, mean_interval
 from homeostat.page.svg import Picture
 from homeostat.parts.augment import make_augment
@@ -115,7 +115,7 @@ def _judge_augmented(runs: Runs) -> Verdict:
     confused = runs.difference("six_for_nine", {"augment": "rotate90"}, none)
     word, number = settled(
         (decided(mild), f"turned by up to 15 degrees {points(mild)}"),
-        (decided(harm), f"by quarter turns {points(_negated(harm))}"),
+        (decided(harm), f"by quarter turns {points(negated(harm))}"),
         (decided(confused), f"6 and 9 confused by {points(confused)} more"),
     )
     others = ", ".join(
@@ -127,14 +127,10 @@ def _judge_augmented(runs: Runs) -> Verdict:
         word,
         number,
         f"Test accuracy from turning by up to 15 degrees: {points(mild)}; by 0, 90, 180 or 270 degrees: "
-        f"{points(_negated(harm))}; 6 and 9 are then confused more often by {points(confused)}. Also: {others}. What "
+        f"{points(negated(harm))}; 6 and 9 are then confused more often by {points(confused)}. Also: {others}. What "
         "breaks labels can be measured beforehand: of the images that a net trained without augmentation gets right, "
         f"it still gets right when changed: {kept}." + more(word, mild, harm, confused),
     )
-
-
-def _negated(found: Interval) -> Interval:
-    return Interval(-found.estimate, -found.high, -found.low)
 
 
 def accuracy(
