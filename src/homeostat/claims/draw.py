@@ -93,6 +93,8 @@ def courses(
             few = marker if len(at) <= 20 else ""
             label = _named(key, names, 60 if wide else 44) if group is not None else None
             axes.fill_between(at, low, high, color=color, alpha=0.14, linewidth=0)
+            if len(at) == 1:  # a band without width is not seen
+                axes.vlines(at, low, high, color=color, linewidth=2)
             axes.plot(at, mean, color=color, linestyle=dash, linewidth=2, marker=few, markersize=5, label=label)
             lost += missing
             if label is not None and len(mean):

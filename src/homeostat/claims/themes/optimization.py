@@ -191,10 +191,11 @@ def _judge_kinds(runs: Runs) -> Verdict:
         kind: f"{math.exp(each.estimate):.1f} times [{math.exp(each.low):.1f}, {math.exp(each.high):.1f}]"
         for kind, each in slower.items()
     }
-    mean = runs.where(lr=_COMMON_RATE).groupby("kind")[["rises", "milliseconds_per_step", "seconds_per_epoch"]].mean()
+    least = min(runs.trials["lr"].astype(float))
 
-    def listed(name: str, form: str) -> str:
-        return ", ".join(f"{float(mean[name].get(kind, math.nan)):{form}}" for kind in _KINDS)
+    def listed(name: str, form: str, lr: float = _COMMON_RATE) -> str:
+        mean = runs.where(lr=lr).groupby("kind")[name].mean()
+        return ", ".join(f"{float(mean.get(kind, math.nan)):{form}}" for kind in _KINDS)
 
     late = runs.trials.groupby(["kind", "lr"])["seconds_to_goal"].count().groupby("kind").max()
     never = [kind for kind in _KINDS if late.get(kind, 0) == 0]
@@ -211,8 +212,9 @@ def _judge_kinds(runs: Runs) -> Verdict:
         word,
         number,
         f"Time to the goal over that of mini-batches: {told}. For {', '.join(_KINDS)}: the whole cost rose in a share "
-        f"of {listed('rises', '.2f')} of the steps (rate {_COMMON_RATE:g}); a step took "
-        f"{listed('milliseconds_per_step', '.2g')} ms, an epoch {listed('seconds_per_epoch', '.2g')} s."
+        f"of {listed('rises', '.2f')} of the steps (rate {_COMMON_RATE:g}; {listed('rises', '.2f', least)} at rate "
+        f"{least:g}); a step took {listed('milliseconds_per_step', '.2g')} ms, an epoch "
+        f"{listed('seconds_per_epoch', '.2g')} s."
         + (f" Not arrived in time at any rate: {', '.join(never)}." if never else "")
         + more(word, *parts),
     )
