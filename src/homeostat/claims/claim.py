@@ -280,7 +280,7 @@ def points(interval: Interval) -> str:
         known = "" if np.isnan(interval.estimate) else f"{100 * interval.estimate:+.1f} points, "
         return f"{known}no interval".replace("-", "−")
     shares = [100 * number for number in (interval.estimate, interval.low, interval.high)]
-    digits = 2 if any(0 < abs(share) < 0.05 for share in shares) else 1
+    digits = 2 if any(0.005 <= abs(share) < 0.05 for share in shares) else 1
     estimate, low, high = (f"{share:.{digits}f}" for share in shares)
     sign = "" if estimate.startswith("-") else "+"
     return f"{sign}{estimate} points [{low}, {high}]".replace("-", "−")

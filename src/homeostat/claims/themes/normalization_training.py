@@ -67,14 +67,16 @@ def _judge_convergence(runs: Runs) -> Verdict:
         return Verdict("undecided", "no ratio of speeds", text)
     lectured = "contains" if speed.low <= 3 <= speed.high else "does not contain"
     short = {norm: len(fastest[norm]) - len(largest[norm]) for norm in NORMS}
-    bounds = f"no interval: seeds that get there at no rate are {short['none']} without it and {short['batch']} with it"
+    bounds = (
+        f"(no interval: seeds that get there at no rate are {short['none']} without it and {short['batch']} with it)"
+    )
     asked = (speed,) if decided(speed, 1.0) == "undecided" else (speed, rates)
     return Verdict(
         word,
         number,
         f"Each at its own best learning rate it is {speed.estimate:.2f} times as fast; the interval {lectured} the "
         f"lecture's factor of 3 (+200 %). The largest rate that ends with 90 % is {rates.estimate:.2g} times as large "
-        f"({bounds if any(short.values()) else _bounds(rates)}).{more(word, *asked, threshold=1.0)}",
+        f"{bounds if any(short.values()) else _bounds(rates)}.{more(word, *asked, threshold=1.0)}",
     )
 
 
