@@ -1,8 +1,11 @@
 """Frozen processes, clocks that jump, disks that cannot be written, old ledgers, and settings that have changed."""
 
+import functools
+import importlib
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -287,6 +290,62 @@ def test_data_settings_and_code_that_have_changed_are_refused_and_may_be_overrul
     changed.run(progress=False)  # once accepted, it is known
     again = Study(**begun).run(progress=False)
     assert any(line.split(":")[0] in said for said in again.analysis.warnings)
+
+
+class Train:
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, config, seed):
+        return {"y": 1.0 * self.width}
+
+
+def train(config, seed, width=1, note=None):
+    return {"y": 1.0 * width}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        (Train(1), Train(2), "objective.attributes.width: 1 → 2"),
+        (Train(1).__call__, Train(2).__call__, "objective.attributes.width: 1 → 2"),
+        (functools.partial(train, width=1), functools.partial(train, width=2), "objective.arguments.width: 1 → 2"),
+        (functools.partial(train, note=object()), functools.partial(train, width=(2, 3)), "{'width': [2, 3]}"),
+    ],
+)
+def test_an_objective_with_other_settings_is_another_study(tmp_path, first, second, line):
+    places = [Study(objective, FACTORS).directory for objective in (first, first, second)]
+    assert places[0] == places[1] != places[2]
+    settings = {"factors": FACTORS, "seeds": 2, "directory": tmp_path / "study", "workers": 0}
+    Study(first, **settings).run(progress=False)
+    with pytest.raises(InvalidValue, match=re.escape(line)):
+        Study(second, **settings).run(progress=False)
+
+
+def test_an_objective_whose_class_has_changed_is_another_study(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "class Train:\n    def __call__(self, config, seed):\n        return {'y': 1.0}\n"
+
+    def study(text):
+        (tmp_path / "changing.py").write_text(text)
+        sys.modules.pop("changing", None)
+        importlib.invalidate_caches()
+        return Study(importlib.import_module("changing").Train(), FACTORS)
+
+    first, again, other = (study(each) for each in (text, text, text.replace("1.0", "20.0")))
+    assert first.directory == again.directory != other.directory
+
+
+def test_an_object_that_says_what_results_depend_on_is_not_known_by_its_attributes():
+    class Told:
+        def __init__(self, log, lr):
+            self.log, self.base = log, {"lr": lr}
+
+        def __call__(self, config, seed):
+            return {"y": 1.0}
+
+    places = [Study(Told(log, lr), FACTORS).directory for log, lr in (("a", 0.1), ("b", 0.1), ("a", 0.2))]
+    assert places[0] == places[1] != places[2]
 
 
 def test_another_design_cannot_be_resumed_anyway(tmp_path):

@@ -177,3 +177,22 @@ def test_check_refuses_to_compile_where_there_is_no_compiler(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=nowhere)
     assert done.stdout.startswith("compile=True: Recipe: compile must be false"), done.stderr
     assert "Install a C++ compiler" in done.stdout
+
+
+def squared(output, target):
+    return ((output.squeeze(1) - target) ** 2).mean()
+
+
+def test_results_depend_on_the_users_model_loss_and_metric(regression_task):
+    def base(**changes):
+        settings = {"model": lambda: nn.Linear(3, 1), "loss": squared, "metric": "rmse"}
+        return Objective(Task(data=regression_task.data, **settings | changes)).base
+
+    def doubled(output, target):
+        return 2 * squared(output, target)
+
+    assert sorted(base()["code"]) == ["loss", "model"]
+    assert base(loss=doubled, metric=squared, goal="minimize")["code"].keys() == {"loss", "metric", "model"}
+    bases = [base(), base(loss=doubled), base(model=lambda: nn.Linear(3, 1, bias=False))]
+    assert len({json.dumps(each["code"]) for each in bases}) == 3
+    assert "code" not in Objective(regression_task).base  # whose digests would change with homeostat's versions

@@ -6,6 +6,7 @@ import pytest
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
 from homeostat.training.datasets import load_task
+from homeostat.training.objective import Objective
 from homeostat.training.user import user_task
 
 GOOD = """
@@ -80,6 +81,16 @@ def test_the_data_seed_is_passed_where_it_is_wanted(project):
 
 def test_a_model_builder_may_import_more_when_it_is_called(project):
     assert load_task(f"{project}.work:build").build_model().out_features == 2
+
+
+def test_an_objective_knows_the_code_that_its_task_came_from(project, tmp_path):
+    spec, path = f"{project}.work:build", tmp_path / project / "work.py"
+    code = Objective(load_task(spec), spec=spec).base["code"]
+    assert sorted(code) == ["model", "task"]
+    path.write_text(path.read_text().replace("Linear(2, WIDTH)", "Linear(2, WIDTH, bias=False)"))
+    del sys.modules[f"{project}.work"]
+    changed = Objective(load_task(spec), spec=spec).base["code"]
+    assert all(changed[name] != code[name] for name in code)
 
 
 def test_the_current_folder_does_not_come_before_what_is_installed_afterwards(project, tmp_path):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from homeostat import usercode
 from homeostat.errors import invalid_type
 
 
@@ -32,19 +33,27 @@ def digest(configuration: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def identity(objective: Any) -> dict[str, str]:
+def identity(objective: Any) -> dict[str, Any]:
     """What tells an objective from another: its qualified name, and for a function a digest of its source.
 
-    What the function calls or captures is not looked at; whoever varies that puts it into `base`.
+    Of a partial there are besides the arguments that JSON can hold; of an object a digest of its class
+    (`usercode.digest`), and its public attributes that JSON can hold, unless it has an attribute `base`, which says
+    what results depend on. What a function calls or captures is not looked at; whoever varies that puts it into `base`.
     """
-    inner = objective
+    inner, arguments = objective, dict[str, Any]()
     while isinstance(inner, functools.partial):
+        arguments = {**{str(place): value for place, value in enumerate(inner.args)}, **inner.keywords, **arguments}
         inner = inner.func
     named = inner if hasattr(inner, "__qualname__") else type(inner)
-    found = {"name": f"{named.__module__}.{named.__qualname__}"}
+    found: dict[str, Any] = {"name": f"{named.__module__}.{named.__qualname__}"}
     if inspect.isfunction(inner) or inspect.ismethod(inner):
         found["source"] = hashlib.sha256(_source(inner)).hexdigest()[:16]
-    return found
+    told: dict[str, Any] = {"arguments": {name: value for name, value in arguments.items() if usercode.is_plain(value)}}
+    if not inspect.isfunction(inner):
+        owner = inner.__self__ if inspect.ismethod(inner) else inner
+        told["code"] = usercode.digest(owner if isinstance(owner, type) else type(owner))
+        told["attributes"] = {} if hasattr(owner, "base") else usercode.settings_of(owner)
+    return found | plain("Study", "objective", {name: value for name, value in told.items() if value})
 
 
 def short_name(objective: Any) -> str:
@@ -98,9 +107,9 @@ def _short(value: object) -> str:
 
 
 def _source(function: Any) -> bytes:
-    try:
-        return inspect.getsource(function).encode()
-    except (OSError, TypeError):
-        code = function.__code__
-        constants = [each for each in code.co_consts if not inspect.iscode(each)]
-        return bytes(code.co_code) + repr((code.co_names, constants)).encode()
+    text = usercode.source_of(function)
+    if text is not None:
+        return text.encode()
+    code = function.__code__
+    constants = [each for each in code.co_consts if not inspect.iscode(each)]
+    return bytes(code.co_code) + repr((code.co_names, constants)).encode()

@@ -129,7 +129,8 @@ class Study:
             Default: as long as it likes, also where it hangs.
         memory: how much a worker and all that it started may hold in RAM, in bytes or as "4G"; the same then happens.
         base: settings that results depend on, such as a base recipe or the fingerprint of the data; a study is only
-            resumed when they are the same. Default: the objective's attribute `base`, otherwise none.
+            resumed when they are the same, and what `configuration.identity` knows of the objective. Default: the
+            objective's attribute `base`, otherwise none.
         describe: what `recipe.toml` should say for a configuration; default: the objective's method `describe`,
             otherwise there is no such file.
         preload: modules that are imported once for all workers; default: that of an objective of homeostat's own.

@@ -7,6 +7,7 @@ a directory for checkpoints and a `report` for the learning curve.
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from homeostat import seeds
+from homeostat import seeds, usercode
 from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning, invalid, invalid_type
 from homeostat.training.cache import open_task, receive_task, storable, store_task, task_files
 from homeostat.training.datasets import load_task
@@ -117,11 +118,19 @@ class Objective:
 
     @property
     def base(self) -> dict[str, Any]:
-        """What results depend on beside a treatment: a study is only resumed when this is the same."""
+        """What results depend on beside a treatment: a study is only resumed when this is the same.
+
+        `code` has a digest (`usercode.digest`) of each piece that the user wrote: the function that the task came from,
+        its model, loss and metric; it is left out where there are none.
+        """
+        task = self.task
+        pieces = {"task": _builder(self.spec), "model": task.model, "loss": task.loss, "metric": task.metric}
+        code = {name: found for name, piece in pieces.items() if (found := usercode.digest(piece)) is not None}
         return {
             "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True),
-            "task": self.task.fingerprint,
+            "task": task.fingerprint,
             "torch": torch.__version__,
+            **({"code": code} if code else {}),
         }
 
     def describe(self, config: Mapping[str, Any]) -> str:
@@ -227,6 +236,12 @@ class Objective:
                 self.task.measure(outputs, targets)
             except Exception as error:
                 raise InvalidValue(f"the metric {self.task.metric_name!r} fails:{_reason(error)}") from error
+
+
+def _builder(spec: str | None) -> object:
+    """The function that a task came from; None where it came from elsewhere."""
+    module, colon, name = (spec or "").partition(":")
+    return getattr(sys.modules.get(module), name, None) if colon else None
 
 
 def _said(config: Mapping[str, Any]) -> str:

@@ -145,7 +145,8 @@ class Task:
     def fingerprint(self) -> str:
         """A sha256 hex digest of the data, the targets and the settings.
 
-        Tensors are hashed whole; of a Dataset, the length and up to eight items; of a stream, the first batch.
+        Tensors are hashed whole; of a Dataset, the length and up to eight items; of a stream, the first batch; of
+        functions and classes their names (see `Objective.base` for their source).
         """
         constants = self.standardize if isinstance(self.standardize, Standardization) else None
         settings = {

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import inspect
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from homeostat.errors import HomeostatError, InvalidValue, invalid_type, unknown
 from homeostat.training.task import Task
+from homeostat.usercode import is_users
 
 
 def user_task(spec: str, *, seed: int = 0) -> Task:
@@ -122,18 +122,6 @@ def _parameters(function: Callable[..., Any], spec: str) -> list[str]:
 
 def short_traceback(error: BaseException) -> str:
     """The frames that lie in the user's own files, and the error's last lines."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
     lines = ["Traceback (your code only):\n", *traceback.format_list(frames)] if frames else []
     return "".join([*lines, *traceback.format_exception_only(error)]).rstrip()
-
-
-def _is_users(filename: str) -> bool:
-    """Whether a file is neither homeostat's, nor Python's, nor an installed package's."""
-    if filename.startswith("<"):
-        return False
-    path = Path(filename).resolve()
-    libraries = [
-        Path(__file__).parents[1],
-        *(Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")),
-    ]
-    return not any(path.is_relative_to(library.resolve()) for library in libraries)
