@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from homeostat.cli import app
 from homeostat.errors import InvalidValue
-from homeostat.study.design import fold_over, follow_up, fractional_factorial
+from homeostat.study.design import fold_over, follow_up, fractional_factorial, full_factorial
 from homeostat.study.state.ledger import Ledger
 from homeostat.study.state.storage import StorageError
 from homeostat.study.study import Study
@@ -72,6 +72,31 @@ def test_more_seeds_are_judged_as_one_who_has_looked(tmp_path, first):
     widths = [(found.analysis.effects["high"] - found.analysis.effects["low"]) for found in (result, fixed)]
     assert (widths[0] > widths[1]).all()
     assert "Seeds were added one by one" in result.report.read_text(encoding="utf-8")
+
+
+def test_seeds_that_were_taken_from_a_study_with_an_aim_are_judged_as_one_who_has_looked(tmp_path):
+    found = counted_study([], full_factorial(FACTORS, 30), tmp_path / "aimed", until=0.01).run(progress=False)
+    seeds = len(found.analysis.design.seeds)
+    assert seeds < 30
+    calls, design = [], full_factorial(FACTORS, seeds)
+    result = counted_study(calls, design, tmp_path / "after", after=tmp_path / "aimed").run(progress=False)
+    assert calls == []
+    fixed = counted_study([], design, tmp_path / "fixed").run(progress=False)
+    widths = [(found.analysis.effects["high"] - found.analysis.effects["low"]) for found in (result, fixed)]
+    assert (widths[0] > widths[1]).all()
+    assert "Seeds were added one by one" in result.report.read_text(encoding="utf-8")
+
+
+def test_a_study_is_not_tuned_after_one_has_looked(tmp_path):
+    def study(folder, seeds, **options):
+        settings = {"directory": tmp_path / folder, "workers": 0, "tune": {"lr": [1, 2]}}
+        return Study(lambda config, seed: {"y": config["lr"] * seed}, {"x": [0, 1]}, seeds, **settings, **options)
+
+    study("first", 2).run(progress=False)
+    after = {"after": tmp_path / "first"}
+    assert study("same", 2, **after).done_before == 8
+    with pytest.raises(InvalidValue, match="after with tune must add no seeds, nor follow a study with until"):
+        study("more", 3, **after)
 
 
 def test_a_resumed_study_takes_over_nothing_twice(tmp_path, first):

@@ -105,7 +105,8 @@ class Study:
         tune: nuisance factors, as `factors`: every treatment is run at each of their levels, and judged at the one that
             suits it best by the response, on test data where there are any; see `tuning`.
         after: the directory of an earlier study of the same objective and base: what it has done is not run again.
-            With more seeds than it had, intervals hold although one has looked in between, as with `until`.
+            With more seeds than it had, or where it was a study with `until`, intervals hold although one has looked
+            in between; such a study cannot be tuned.
         directory: of the study; default: studies/NAME-HASH, where HASH is that of the configuration.
         name: for that default; default: the objective's name.
         design: its kind: "full", "fractional", "plackett-burman", "screening", "orthogonal", "optimal" or "auto": full
@@ -216,6 +217,10 @@ class Study:
         self.earlier = None if after is None else Earlier.read(after)
         if self.earlier is not None:
             self.earlier.check(self.configuration, self.directory)
+            if self.grid is not None and self.earlier.goes_on(self.design):
+                cure = "The level that suits a treatment best may change with more seeds, and with it the conclusion."
+                condition = "add no seeds, nor follow a study with until"
+                raise invalid("Study", "after with tune", condition, str(after), cure)
 
     @property
     def done_before(self) -> int:

@@ -27,10 +27,12 @@ class Earlier:
     Attributes:
         directory: of it.
         design: what it was to run.
+        sequential: whether somebody has looked at its results before deciding how many seeds it has.
     """
 
     directory: Path
     design: Design
+    sequential: bool
     _configuration: Mapping[str, Any]
 
     @classmethod
@@ -41,10 +43,11 @@ class Earlier:
         """
         ledger = Ledger.open(directory, read_only=True)
         try:
-            configuration = ledger.configuration
+            configuration, sequential = ledger.configuration, ledger.sequential
         finally:
             ledger.close()
-        return cls(Path(directory).absolute(), Design.from_dict(configuration["design"]), configuration)
+        design = Design.from_dict(configuration["design"])
+        return cls(Path(directory).absolute(), design, sequential, configuration)
 
     def check(self, configuration: Mapping[str, Any], directory: Path) -> None:
         """See that a study of this configuration may take trials over.
@@ -79,5 +82,8 @@ class Earlier:
         return sum(trial_key(config, seed) in known for config, seed in trials)
 
     def goes_on(self, design: Design) -> bool:
-        """Whether a study of that design adds seeds to this one, which is to look at results before all are there."""
-        return not set(design.seeds) <= set(self.design.seeds)
+        """Whether results were looked at before it was clear which seeds a study of that design has.
+
+        They were where this one was sequential, and are where that design adds seeds to it.
+        """
+        return self.sequential or not set(design.seeds) <= set(self.design.seeds)
