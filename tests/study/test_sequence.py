@@ -11,6 +11,8 @@ from tiny import FACTORS, measured
 
 from homeostat.errors import InvalidType, InvalidValue
 from homeostat.study.design import full_factorial
+from homeostat.study.running.interim import strongest
+from homeostat.study.running.status import read_status
 from homeostat.study.sequence import FIRST, MOST, Schedule
 from homeostat.study.state.lease import Holder
 from homeostat.study.state.ledger import Ledger
@@ -68,6 +70,25 @@ def test_what_is_reported_holds_at_every_look_and_says_what_was_saved(undisturbe
     assert saved in page
     table = pd.read_csv(undisturbed.directory / "trials.csv")
     assert (table["status"] == "waiting").sum() == undisturbed.saved
+
+
+def test_who_looks_sees_what_the_study_will_say(undisturbed):
+    seen, analysis = read_status(undisturbed.directory).strongest, undisturbed.analysis
+    assert seen.seeds == len(analysis.design.seeds)
+    assert len(seen.effects) == 3
+    rows = analysis.effects.set_index("label")
+    for effect in seen.effects:
+        row = rows.loc[effect.label]
+        assert (effect.amount, effect.verdict) == (analysis.unit.gain(row.estimate, row.low, row.high), row.verdict)
+
+
+def test_who_looks_at_one_seed_sees_nothing_clear(undisturbed):
+    trials = undisturbed.trials.copy()
+    trials.loc[trials["seed"] > 0, "status"] = "waiting"
+    judged = {"response": "valid_accuracy", "goal": "maximize", "margin": 0.0}
+    seen = strongest(trials, undisturbed.design, judged, sequential=True)
+    assert seen.seeds == 1
+    assert {effect.verdict for effect in seen.effects} == {"no clear effect"}
 
 
 @pytest.mark.parametrize("workers", [1, 3])

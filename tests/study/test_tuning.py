@@ -182,6 +182,17 @@ def test_who_looks_sees_the_levels_and_the_effects_so_far(tmp_path):
     assert status.strongest.effects[0].label == "norm: none → batch"
 
 
+def test_who_looks_sees_what_judges_and_not_what_chose_the_levels(tmp_path):
+    def objective(config, seed):
+        score = scored(config, seed)["valid_accuracy"]
+        return {"valid_accuracy": score, "test_accuracy": 1 - score}
+
+    found = Study(objective, FACTORS, 3, tune=RATES, response="valid_accuracy", directory=tmp_path, workers=0)
+    effects = found.run(progress=False).analysis.effects.set_index("label")
+    (seen,) = [each for each in read_status(tmp_path).strongest.effects if each.label == "norm: none → batch"]
+    assert seen.verdict == effects["verdict"][seen.label] == "hurts"
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -171,8 +171,7 @@ def tune(
     chosen = pd.DataFrame([every[place] for place in best], index=design.treatments.index, dtype=object)
     own = values[np.arange(len(best)), best]
     chosen[metric], chosen["n"] = _means(own), np.isfinite(own).sum(axis=1)
-    test = f"test_{metric.removeprefix('valid_')}"
-    judged = test if metric.startswith("valid_") and test in trials else metric
+    judged = judged_by(metric, trials)
     ways = {TUNED: tuned(trials, design, grid, metric=metric, goal=goal)}
     if len(design.seeds) >= _LEAST:
         ways[LEFT_OUT] = tuned(trials, design, grid, metric=metric, goal=goal, leave_out=True)
@@ -184,6 +183,12 @@ def tune(
     usual = every[int(_best(oriented(goal) * pooled)[0])]
     said = [*_judging(grid, metric, judged), *_edges(grid, chosen), *_dependent(dependence)]
     return Tuning(metric, judged, ways[TUNED], chosen, dependence, usual, said)
+
+
+def judged_by(metric: str, trials: pd.DataFrame) -> str:
+    """The metric that judges treatments whose levels `metric` chose: the test metric that belongs to it, or itself."""
+    test = f"test_{metric.removeprefix('valid_')}"
+    return test if metric.startswith("valid_") and test in trials else metric
 
 
 def _values(trials: pd.DataFrame, design: Design, grid: Grid, metric: str) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The strongest effects of a study that is not finished, worked out seldom enough to cost the trials nothing.
 
-Only seeds under which every treatment has ended count: they are complete blocks. Such a look is for people's eyes; to
-stop a study by it takes the intervals of `stopping`. Nothing here is random.
+Only seeds under which every treatment has ended count: they are complete blocks. They are judged as they will be at the
+end: by the intervals of looks in a sequential study, by the metric that judges in a tuned one. In any other such a look
+is for people's eyes; to stop by it takes the intervals of `stopping`. Nothing here is random.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import pandas as pd
 
 from homeostat.errors import HomeostatError
 from homeostat.study.design import Design
-from homeostat.study.results.analysis import analyze
+from homeostat.study.results.analysis import Analysis, analyze
+from homeostat.study.sequence import Schedule, always_valid
 from homeostat.study.state.ledger import Ledger
-from homeostat.study.tuning import Grid, tuned
+from homeostat.study.tuning import Grid, judged_by, tuned
 
 _SHARE = 0.02  # of the time, at most, that goes into looking
 _PAUSE = 3.0  # seconds between two looks at least
@@ -44,7 +46,13 @@ class Strongest:
 
 
 def strongest(
-    trials: pd.DataFrame, design: Design, judged: dict[str, Any], grid: Grid | None = None, *, most: int = 4
+    trials: pd.DataFrame,
+    design: Design,
+    judged: dict[str, Any],
+    grid: Grid | None = None,
+    sequential: bool = False,
+    *,
+    most: int = 4,
 ) -> Strongest:
     """The largest effects by the seeds that are complete; none where there is no such seed or nothing to say.
 
@@ -52,17 +60,15 @@ def strongest(
         trials: from `Ledger.trials`.
         judged: response, goal and margin, as `analyze` takes them.
         grid: the nuisance factors; each treatment counts at its best level so far.
+        sequential: see `Ledger.sequential`.
         most: how many are told.
     """
-    trials = trials[trials["status"] != "waiting"]
     unfinished = trials.loc[trials["status"].isin(_OPEN), "seed"]
     whole = trials[~trials["seed"].isin(unfinished)]
     if not (whole["status"] == "done").any():
         return Strongest()
     try:
-        if grid is not None:
-            whole = tuned(whole, design, grid, metric=judged["response"], goal=judged["goal"])
-        analysis = analyze(whole, design, **judged)
+        analysis = _analysis(whole, design, judged, grid, sequential)
     except HomeostatError:  # the end of the study will say it
         return Strongest()
     told = analysis.effects[analysis.effects["estimable"] & analysis.effects["estimate"].notna()]
@@ -72,7 +78,19 @@ def strongest(
         Effect(label, analysis.unit.gain(estimate, low, high), verdict)
         for label, estimate, low, high, verdict in zip(*columns, strict=True)
     ]
-    return Strongest(int(whole["seed"].nunique()), tuple(found))
+    return Strongest(int(whole.loc[whole["status"] != "waiting", "seed"].nunique()), tuple(found))
+
+
+def _analysis(
+    trials: pd.DataFrame, design: Design, judged: dict[str, Any], grid: Grid | None, sequential: bool
+) -> Analysis:
+    response, goal, margin = (judged[name] for name in ("response", "goal", "margin"))
+    if grid is not None:
+        own = tuned(trials, design, grid, metric=response, goal=goal)
+        return analyze(own, design, response=judged_by(response, trials), goal=goal, margin=margin)
+    if sequential:
+        return always_valid(*Schedule(design, None, goal, margin).look(trials, response))
+    return analyze(trials, design, **judged)
 
 
 class Interim:
@@ -114,7 +132,7 @@ class Interim:
         if not (trials["status"] == "done").any():
             return Strongest()
         judged = {**self._judged, "response": self._judged["response"] or self._ledger.first_metric()}
-        return strongest(trials, self._design, judged, self._grid)
+        return strongest(trials, self._design, judged, self._grid, self._ledger.sequential)
 
 
 class Aside:
