@@ -58,6 +58,7 @@ def study(
     timeout: str | None,
     memory: str | None,
     anyway: bool,
+    retry_failed: bool,
     out: str | None,
     data_seed: int,
     vitals: bool = False,
@@ -121,7 +122,7 @@ def study(
         _print_plan(console, running, objective, response, planned, workers)
         return 0
     try:
-        result = running.run(anyway=anyway)
+        result = running.run(anyway=anyway, retry_failed=retry_failed)
     except StudyInterrupted as stop:
         console.print(f"[yellow]{stop}[/]", highlight=False)
         return 130

@@ -25,7 +25,7 @@ DRIVER = [
     *("finish.written:2", "finish.stored:2", "fail.written", "fail.stored", "renew.written", "renew.stored"),
     *("release.written", "release.stored", "recover.written", "recover.stored", "accept.written", "accept.stored"),
     *("upgrade.written", "upgrade.stored", "spend.written", "spend.stored", "table.written", "table.stored"),
-    *("bury.written", "bury.stored", "adopt.written", "adopt.stored"),
+    *("bury.written", "bury.stored", "adopt.written", "adopt.stored", "retry.written", "retry.stored"),
 ]
 WORKER = [
     *("claim.written:2", "claim.stored:2", "report.written:4", "report.stored:4", "finish.written:2"),
@@ -49,6 +49,8 @@ def objective(config, seed, trial, place="", ledger=None):
     x = (config["x"], seed)
     for epoch in range(EPOCHS):
         trial.report(epoch, loss=float(config["x"] + epoch))
+    if place == "hopeless" and x == (1, 0):
+        raise ValueError("always")
     if trial.attempt == 1:
         if place.startswith("fail") and x == (1, 0):
             raise ValueError("once")
@@ -62,11 +64,13 @@ def objective(config, seed, trial, place="", ledger=None):
     return double(config, seed)
 
 
-def study(folder, place="", *, anyway=False):
+def study(folder, place="", *, anyway=False, again=False):
     """All that a driver stores from a study's beginning to its end."""
     configuration = {"base": {"lr": 0.2 if anyway else 0.1}, "design": {}}
     rows = [(number // 2, number % 2, {"x": number // 2}) for number in range(COUNT)]
     ledger = Ledger.create_or_open(folder / "study", configuration, rows, anyway=anyway)
+    if again:
+        ledger.retry()
     if (folder / "earlier").exists():
         earlier = Ledger.open(folder / "earlier" / "study", read_only=True)
         ledger.adopt(earlier.finished(), "earlier", sequential=False)
@@ -91,6 +95,8 @@ def begin(folder, place):
         in_child(lambda: study(folder), "finish.written:2")
     elif place.startswith("accept"):
         in_child(lambda: study(folder), "finish.stored:2")
+    elif place.startswith("retry"):
+        in_child(lambda: study(folder, "hopeless"))
     elif place.startswith("adopt"):
         (folder / "earlier").mkdir()
         in_child(lambda: study(folder / "earlier"), "finish.stored:4")
@@ -135,13 +141,14 @@ def seen(folder):
 
 def driver(folder, place):
     begin(folder, place)
-    ended = in_child(lambda: study(folder, place, anyway=place.startswith("accept")), place)
+    asked = {"anyway": place.startswith("accept"), "again": place.startswith("retry")}
+    ended = in_child(lambda: study(folder, place, **asked), place)
     found = {"place": place, "ended": ended, "acknowledged": notes(folder / "acknowledged")}
     try:
         found["before"] = seen(folder)
     except Exception:  # killed before it was made
         found["before"] = None
-    found["resumed"] = in_child(lambda: study(folder, anyway=place.startswith("accept")))
+    found["resumed"] = in_child(lambda: study(folder, **asked))
     return found | {"after": seen(folder), "table": (folder / "trials.csv").exists()}
 
 

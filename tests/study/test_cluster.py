@@ -270,7 +270,7 @@ def test_a_failing_trial_is_retried_and_given_up(tmp_path, nodes):
 def test_a_trial_that_passes_its_time_is_ended(tmp_path, nodes):
     ledger = make_ledger(tmp_path / "study", 1)
     run_there(ledger, lambda config, seed: time.sleep(60), retries=0, timeout=1.0)
-    assert ledger.trials()["failure"].tolist() == ["The trial passed its time limit of 1 s and was ended."]
+    assert ledger.trials()["failure"][0].startswith("The trial passed its time limit of 1 s and was ended. ")
 
 
 def test_a_trial_that_takes_too_much_memory_is_ended(tmp_path, nodes):
@@ -281,7 +281,7 @@ def test_a_trial_that_takes_too_much_memory_is_ended(tmp_path, nodes):
 
     ledger = make_ledger(tmp_path / "study", 1)
     run_there(ledger, greedy, retries=0, memory=700_000_000)
-    assert "of memory, more than its limit of" in ledger.trials()["failure"][0]
+    assert "of memory, its limit is" in ledger.trials()["failure"][0]
 
 
 def test_a_result_that_cannot_be_used_reaches_the_caller(tmp_path, nodes):

@@ -78,6 +78,8 @@ def test_a_transaction_is_whole_or_absent(drivers, workers):
     assert len(drivers["report.written:5"]["before"]["loss"]) == 4
     assert len(drivers["report.stored:5"]["before"]["loss"]) == 5
     assert workers["finish.stored:2"]["after"]["attempt"] == [1] * COUNT
+    assert drivers["retry.written"]["before"]["status"][2] == "quarantined"
+    assert drivers["retry.stored"]["before"]["status"][2] == "pending"
     assert drivers["adopt.written"]["before"]["status"] == ["pending"] * COUNT
     assert drivers["adopt.stored"]["before"]["status"] == ["done"] * 4 + ["pending"]
     assert drivers["adopt.stored"]["before"]["loss"] == LOSSES[: 4 * EPOCHS]

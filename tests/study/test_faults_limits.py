@@ -52,7 +52,8 @@ def test_a_trial_that_hangs_is_ended_by_its_time_limit_with_all_that_it_started(
     assert trials["status"].tolist() == ["done", "quarantined", "done", "done"]
     assert trials["attempt"].tolist() == [1, 2, 1, 1]
     first, *more = trials["failure"][1].splitlines()
-    assert first == "The trial passed its time limit of 1.5 s and was ended."
+    assert first.startswith("The trial passed its time limit of 1.5 s and was ended. ")
+    assert "a larger --timeout (timeout=), and once it is given up also --retry-failed (retry_failed=True)" in first
     assert any("in hanging" in line for line in more), "it does not say where it hung"
     assert [event[0] for event in events if event[1] == 1] == ["failed", "quarantined"]
     started = [Process.of(int(pid)) for pid in notes(tmp_path / "log")]

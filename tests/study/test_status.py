@@ -79,7 +79,9 @@ def test_counts_running_trials_failures_time_left_and_effects_are_told(study, le
     assert "norm=[red]batch[/]" in said
     assert "given up" in said
     assert "MemoryError" in said
-    assert "Strongest effects so far (1 of 3 seeds are complete)" in said
+    assert (
+        "--retry-failed" not in said
+    )  # before the study has ended    assert "Strongest effects so far (1 of 3 seeds are complete)" in said
     assert "norm: none → [red]batch[/]" in said
     assert "+5.0 points" in said
 
@@ -156,6 +158,7 @@ def test_of_many_failures_some_are_shown_and_the_others_counted(tmp_path):
     said = text_of(read_status(many.directory))
     assert said.count("ValueError") == 20
     assert "... and 6 more." in said
+    assert "With --retry-failed it also runs what was given up." in said
 
 
 def test_only_seeds_whose_trials_have_all_ended_count(study, ledger):

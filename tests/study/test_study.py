@@ -96,6 +96,33 @@ def test_failed_trials_are_told_counted_and_do_not_stop_the_others(tmp_path, cap
     assert f"{where} failed and is given up: ValueError: this pair does not work" in told
 
 
+def test_trials_that_were_given_up_run_again_where_that_is_asked_for(tmp_path, capsys):
+    calls = tmp_path / "calls"
+
+    def objective(config, seed, trial):
+        note(calls, f"{config['norm']}:{seed}")
+        if config["norm"] == "batch" and seed == 1 and not (trial.directory / "far").exists():
+            if (tmp_path / "enough").exists():
+                note(trial.directory / "far", "here")
+            raise ValueError("not enough time")
+        return measured(config | {"dropout": 0}, seed)
+
+    study = Study(objective, {"norm": ["none", "batch"]}, 2, directory=tmp_path / "study", workers=0, retries=1)
+    assert study.run().trials["status"].tolist().count("quarantined") == 1
+    assert "Given up before" not in capsys.readouterr().err
+    (tmp_path / "enough").touch()
+    study.run()  # who does not ask for it is told how
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "Given up before: 1 trial. Once the cause is gone, --retry-failed (retry_failed=True) runs them again." in said
+    )
+    assert len(notes(calls)) == 5
+    result = study.run(retry_failed=True)
+    assert result.trials["status"].tolist() == ["done"] * 4
+    assert sorted(result.trials["attempt"]) == [1, 1, 1, 4]  # the first new one failed too, and was forgiven anew
+    assert study.run(retry_failed=True).trials.equals(result.trials)
+
+
 def test_a_study_without_any_result_says_why(tmp_path):
     def objective(config, seed):
         raise ValueError("nothing works")

@@ -123,6 +123,9 @@ def study(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Go on although code, data or settings changed, if the design did not.")
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run trials again that were given up, as with a larger --timeout.")
+    ] = False,
     out: Annotated[str | None, typer.Option(help="Directory of the study; default: studies/NAME-HASH.")] = None,
     data_seed: DataSeed = 0,
     vitals: Annotated[
@@ -167,8 +170,9 @@ def study(
 
         return commands.study(
             asked, base, settings or [], recipe, config,
-            workers=workers, timeout=timeout, memory=memory, anyway=anyway, out=out, data_seed=data_seed,
-            vitals=vitals,            on=on, cpus=cpus, gpus=gpus, track=track, planned=planned if plan else None,
+            workers=workers, timeout=timeout, memory=memory, anyway=anyway, retry_failed=retry_failed, out=out,
+            data_seed=data_seed, vitals=vitals, on=on, cpus=cpus, gpus=gpus, track=track,
+            planned=planned if plan else None,
         )  # fmt: skip
 
     leave(run, "Stopped. The same command goes on where this one was.")

@@ -29,6 +29,7 @@ from homeostat.study.design import Design, Interactions, Kind
 from homeostat.study.factors import Factor, Level
 from homeostat.study.remote.cluster import Cluster, as_cluster
 from homeostat.study.results.analysis import Analysis
+from homeostat.study.results.wording import counted
 from homeostat.study.running import launch, limits
 from homeostat.study.running.carrier import carrier
 from homeostat.study.running.interim import Aside, Interim
@@ -46,6 +47,8 @@ from homeostat.study.tuning import Setting, Tuning, as_grid
 
 if TYPE_CHECKING:
     from homeostat.study.judging import Judged
+
+_AGAIN = "Once the cause is gone, --retry-failed (retry_failed=True) runs them again."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,7 +236,7 @@ class Study:
         settings: list[Setting] = [{}] if self.grid is None else self.grid.settings
         return [self.design.config(number) | setting for number in self.design.treatments.index for setting in settings]
 
-    def run(self, progress: bool = True, *, anyway: bool = False) -> StudyResult:
+    def run(self, progress: bool = True, *, anyway: bool = False, retry_failed: bool = False) -> StudyResult:
         """Run what has not been run yet, analyze everything, and write the report and tables.
 
         Resumes when the directory holds the same configuration. Files: study.sqlite (the ledger), trials.csv,
@@ -244,6 +247,8 @@ class Study:
             progress: whether the plan and the progress are shown, on standard error.
             anyway: resume although code, data or settings have changed since, as long as the design has not; for
                 changes that cannot matter. The report says what they were.
+            retry_failed: run those trials again that were given up, from their checkpoints, with `retries` anew; for
+                trials that a larger `timeout` or `memory` may help.
         Raises: InvalidValue if the directory holds another configuration; StorageError if it cannot be written;
             StudyInterrupted (a KeyboardInterrupt) on Ctrl-C or SIGTERM; InvalidType if the objective cannot be sent to
             workers; HomeostatError if workers cannot start, if the objective's results cannot be used, or if no trial
@@ -257,6 +262,11 @@ class Study:
         rows = self._rows()
         ledger = Ledger.create_or_open(self.directory, self.configuration, rows, anyway=anyway)
         try:
+            if retry_failed:
+                ledger.retry()
+            elif given_up := ledger.counts().quarantined:
+                said = f"Given up before: {counted(given_up, 'trial')}. {_AGAIN}"
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
             if self.earlier is not None:
                 found, goes_on = self.earlier.finished(), self.earlier.goes_on(self.design)
                 ledger.adopt(found, str(self.earlier.directory), sequential=goes_on)
@@ -317,7 +327,8 @@ class Study:
             shutil.rmtree(trial_directory(self.directory, trial), ignore_errors=True)
         if done.empty:
             failure = next((text for text in trials["failure"] if text), "")
-            raise HomeostatError(f"{self.directory}: no trial ended well, so there is nothing to compare. {failure}")
+            why = f"no trial ended well, so there is nothing to compare. {_AGAIN} {failure}"
+            raise HomeostatError(f"{self.directory}: {why}")
         response = self.response if self.response is not None else ledger.first_metric()
         judged = judge(trials, schedule, self.grid, response=response, sequential=ledger.sequential)
         analysis, tuning = judged.analysis, judged.tuning

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from homeostat.errors import HomeostatError, invalid
-from homeostat.quantities import size
 from homeostat.study.remote import node
-from homeostat.study.running import launch
+from homeostat.study.running import launch, limits
 from homeostat.study.running.local import Stop, StudyInterrupted, Watch
 from homeostat.study.running.runner import Objective, Rules
 from homeostat.study.state.lease import Holder, new_token
@@ -158,8 +157,7 @@ class Dispatch:
         self._renew(task)
         self._write(task.claim, sign.rows)
         if sign.held:
-            limit = size(self.rules.memory or 0)
-            self._give_up(task, f"The trial held {size(sign.held)} of memory, more than its limit of {limit}.")
+            self._give_up(task, limits.memory_passed(sign.held, self.rules.memory or 0))
 
     def _write(self, claim: Claim, rows: Any) -> None:
         for epoch, values, steps in rows:
@@ -185,7 +183,7 @@ class Dispatch:
             elif now - task.renewed > self.rules.lease:
                 self._give_up(task, f"There was no sign of life from {_where(task)} for {self.rules.lease:g} s.")
             elif task.place and self.rules.timeout is not None and now - task.started > self.rules.timeout:
-                self._give_up(task, f"The trial passed its time limit of {self.rules.timeout:g} s and was ended.")
+                self._give_up(task, limits.time_passed(self.rules.timeout))
         self.ledger.recover(self.rules.retries)
 
     def _end(self, task: _Task) -> None:

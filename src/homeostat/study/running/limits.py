@@ -18,7 +18,7 @@ from contextlib import suppress
 import psutil
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.quantities import bytes_of, seconds_of
+from homeostat.quantities import bytes_of, seconds_of, size
 
 WEIGH_SECONDS = 0.5  # between two looks at memory
 
@@ -38,6 +38,17 @@ def memory_limit(where: str, value: float | str | None) -> int | None:
     """
     found = _limit(where, "memory", value, bytes_of, 'Write bytes as a number, or a text such as "500M" or "4G".')
     return None if found is None else int(found)
+
+
+def time_passed(limit: float) -> str:
+    """What is said of an attempt that passed its time limit, in seconds."""
+    return f"The trial passed its time limit of {limit:g} s and was ended. {_cure('longer', 'timeout')}"
+
+
+def memory_passed(held: int, limit: int) -> str:
+    """What is said of an attempt that held so much memory, in bytes, more than its limit."""
+    said = f"The trial held {size(held)} of memory, its limit is {size(limit)}, and was ended."
+    return f"{said} {_cure('more', 'memory')}"
 
 
 def heaviest(groups: Collection[int], limit: int) -> dict[int, int]:
@@ -61,6 +72,11 @@ def heaviest(groups: Collection[int], limit: int) -> dict[int, int]:
             if held > limit:
                 found[group] = held
     return found
+
+
+def _cure(more: str, option: str) -> str:
+    again = "once it is given up also --retry-failed (retry_failed=True)"
+    return f"Where it needs {more}, give a larger --{option} ({option}=), and {again}."
 
 
 def _resident(process: psutil.Process) -> int:

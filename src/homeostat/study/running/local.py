@@ -26,7 +26,6 @@ from types import FrameType
 from typing import Any, Protocol
 
 from homeostat.errors import HomeostatError
-from homeostat.quantities import size
 from homeostat.study.running import launch, limits, worker
 from homeostat.study.running.runner import Event, Objective, Rules, work
 from homeostat.study.state.lease import Holder, Process, new_token
@@ -223,7 +222,7 @@ class _Crew:
             self.last_weighing = now
             groups = {each.process.pid: each for each in busy if each.process.pid is not None}
             for group, held in limits.heaviest(groups, rules.memory).items():
-                why = f"The trial held {size(held)} of memory, its limit is {size(rules.memory)}, and was ended."
+                why = limits.memory_passed(held, rules.memory)
                 self._end_for(groups[group], attempts[groups[group].name], why)
 
     def _enforce_timeout(self, each: _Worker, attempt: Attempt, timeout: float) -> None:
@@ -232,7 +231,7 @@ class _Crew:
             with contextlib.suppress(OSError):  # it may just have died
                 os.kill(each.process.pid, _SIGUSR1)  # it writes to its log where it is; the next look ends it
         elif late:
-            self._end_for(each, attempt, f"The trial passed its time limit of {timeout:g} s and was ended.")
+            self._end_for(each, attempt, limits.time_passed(timeout))
         each.late = late
 
     def _end_for(self, each: _Worker, attempt: Attempt, why: str) -> None:

@@ -161,7 +161,9 @@ def rendered(status: Status, console: Console) -> RenderableType:
     parts: list[RenderableType] = []
     parts.append(show.cell(f"{status.directory}: {_counted(status)}", "bold"))
     if counts.ended:
-        parts.append(show.cell("The study has ended. Where report.html is missing, the same command writes it."))
+        again = " With --retry-failed it also runs what was given up." if counts.quarantined else ""
+        ended = f"The study has ended. Where report.html is missing, the same command writes it.{again}"
+        parts.append(show.cell(ended))
     elif not any(each.held for each in status.running):
         parts.append(show.cell("Nobody is working on it. The same command goes on where it stopped.", "yellow"))
     elif status.left is not None:

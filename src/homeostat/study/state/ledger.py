@@ -208,6 +208,12 @@ class Ledger(View):
         with self._storage.writing("release") as connection:
             connection.execute(f"UPDATE trials SET status = 'pending', {_FREED} WHERE worker = ?", (worker,))
 
+    def retry(self) -> int:
+        """Let the trials that are quarantined run again, none of their failed attempts counting; how many there are."""
+        with self._storage.writing("retry") as connection:
+            query = "UPDATE trials SET status = 'pending', deaths = 0 WHERE status = 'quarantined'"
+            return connection.execute(query).rowcount
+
     def bury(self, worker: str, failure: str, retries: int, *, token: str | None = None) -> list[tuple[int, str]]:
         """Count a death for whatever the worker of that name, which has died, was running.
 
