@@ -141,6 +141,21 @@ def test_another_base_or_the_same_directory_or_none_is_refused(tmp_path, first):
     assert not (tmp_path / "x").exists()
 
 
+def test_trials_under_different_settings_are_not_taken_over(tmp_path, first):
+    """Those of a study that was resumed anyway: which of them had which settings is not known."""
+    counted_study([], first, tmp_path / "mixed", base={"lr": 0.1}).run(progress=False)
+    counted_study([], first, tmp_path / "mixed", base={"lr": 0.2}).run(progress=False, anyway=True)
+    for lr, line in ((0.1, "base.lr: 0.2 → 0.1"), (0.2, "base.lr: 0.1 → 0.2")):
+        with pytest.raises(InvalidValue, match=f"or resumed anyway, with other settings(?s:.*){line}"):
+            counted_study([], fold_over(first), tmp_path / "x", after=tmp_path / "mixed", base={"lr": lr})
+
+
+def test_an_earlier_study_may_have_had_another_margin(tmp_path, first):
+    counted_study([], first, tmp_path / "first", margin=0.1).run(progress=False, anyway=True)
+    study = counted_study([], fold_over(first), tmp_path / "second", after=tmp_path / "first", margin=0.2)
+    assert study.done_before == 12
+
+
 def test_where_nothing_is_the_same_that_is_said(tmp_path, first, capsys):
     study = counted_study([], fractional_factorial(FACTORS, seeds=[7, 8]), tmp_path / "b", after=tmp_path / "first")
     assert study.done_before == 0

@@ -5,7 +5,7 @@ A trial is the same where objective and base are, and the treatment and the seed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Earlier:
     directory: Path
     design: Design
     sequential: bool
-    _configuration: Mapping[str, Any]
+    _configurations: Sequence[Mapping[str, Any]]  # under which its trials were run
 
     @classmethod
     def read(cls, directory: Path | str) -> Earlier:
@@ -43,27 +43,28 @@ class Earlier:
         """
         ledger = Ledger.open(directory, read_only=True)
         try:
-            configuration, sequential = ledger.configuration, ledger.sequential
+            configurations, sequential = [ledger.configuration, *ledger.accepted], ledger.sequential
         finally:
             ledger.close()
-        design = Design.from_dict(configuration["design"])
-        return cls(Path(directory).absolute(), design, sequential, configuration)
+        design = Design.from_dict(configurations[0]["design"])
+        return cls(Path(directory).absolute(), design, sequential, configurations)
 
     def check(self, configuration: Mapping[str, Any], directory: Path) -> None:
         """See that a study of this configuration may take trials over.
 
         Args:
             configuration, directory: of the study that would.
-        Raises: InvalidValue, with the difference, where their trials are not the same; or if it is this very study.
+        Raises: InvalidValue, with the difference, where their trials are not the same, or not all of the earlier one's
+            are, because it was resumed with other settings; or if it is this very study.
         """
         if directory.absolute() == self.directory:
             raise invalid("Study", "after", "be another study than this one", str(directory), "Give another directory.")
-        mine, theirs = ({name: known.get(name) for name in _SAME} for known in (self._configuration, configuration))
-        lines = differences(mine, theirs)
+        here, *there = ({name: each.get(name) for name in _SAME} for each in (configuration, *self._configurations))
+        lines = dict.fromkeys(line for each in there for line in differences(each, here))
         if lines:
             cure = "Its trials cannot be taken over. Ask for the same task and settings, or leave --after (after=) out."
             raise InvalidValue(
-                f"{self.directory}: that study was made with other settings (there → here):\n"
+                f"{self.directory}: that study was made, or resumed anyway, with other settings (there → here):\n"
                 + "\n".join(f"  {line}" for line in lines)
                 + f"\n{cure}"
             )
