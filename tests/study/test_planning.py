@@ -182,6 +182,19 @@ def test_a_pilot_tells_the_spread_beside_what_a_seed_does_to_all(tmp_path: Path)
         read_pilot(tmp_path / "pilot", "lost")
 
 
+def test_a_pilot_takes_no_effect_of_a_tuned_setting_and_no_diverged_run_for_spread(tmp_path: Path) -> None:
+    def tuned(config: dict[str, int], seed: int) -> dict[str, float]:
+        diverged = (config["a"], config["lr"], seed) == (1, 2, 3)
+        score = noisy({"a": config["a"], "lr": config["lr"]}, seed)["score"] + 50.0 * config["lr"]
+        return {"score": 1e6 if diverged else score, "diverged": float(diverged)}
+
+    study = Study(tuned, two_level(1), seeds=12, tune={"lr": [1, 2, 3]}, directory=tmp_path, workers=0)
+    study.run(progress=False)
+    found = read_pilot(tmp_path)
+    assert found.df == 5 * 11 - 1
+    assert found.spread == pytest.approx(0.1, rel=4 / np.sqrt(2 * found.df))
+
+
 def test_a_pilot_that_repeats_nothing_is_refused(tmp_path: Path) -> None:
     Study(noisy, two_level(2), seeds=1, directory=tmp_path / "one", workers=0).run(progress=False)
     with pytest.raises(InvalidValue, match="two or more seeds"):

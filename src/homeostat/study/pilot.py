@@ -13,6 +13,7 @@ from scipy import special
 
 from homeostat.errors import invalid, unknown
 from homeostat.inference import LinearModel
+from homeostat.study.results.outcomes import outcomes
 from homeostat.study.state.ledger import Ledger
 
 
@@ -38,7 +39,7 @@ class Pilot:
 
 
 def read_pilot(directory: Path | str, response: str | None = None) -> Pilot:
-    """The spread and the time of the trials that a study's directory holds, finished or not.
+    """The spread and the time of the trials that a study's directory holds, without those that diverged.
 
     Args:
         directory: of a study with two or more seeds.
@@ -55,10 +56,10 @@ def read_pilot(directory: Path | str, response: str | None = None) -> Pilot:
     where = f"pilot {str(directory)!r}"
     if len(done) and metric not in done:
         raise unknown(where, "metric", metric, [name for name in done.columns if done[name].dtype == float])
-    own = done[np.isfinite(done[metric])] if len(done) else done
-    df, squares = (
-        _left(own["treatment"].to_numpy(), own["seed"].to_numpy(), own[metric].to_numpy()) if len(own) else (0, 0.0)
-    )
+    own = trials[[outcome == "ok" for outcome in outcomes(trials, metric)]]
+    tuned = list(configuration.get("design", {}).get("tune", {}))  # at other levels of these it is another treatment
+    treatment = own.groupby(["treatment", *tuned], sort=False).ngroup()
+    df, squares = _left(treatment.to_numpy(), own["seed"].to_numpy(), own[metric].to_numpy()) if len(own) else (0, 0.0)
     if df < 1:
         cure = "Run two or more seeds, each with the same treatments."
         raise invalid(where, "finished trials", "repeat treatments under several seeds", len(own), cure)

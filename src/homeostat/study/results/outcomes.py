@@ -41,8 +41,23 @@ def tidy(trials: pd.DataFrame, design: Design, response: str, metrics: Sequence[
         frame[factor.name] = pd.Series(levels, index=frame.index, dtype=object)
     for metric in metrics:
         frame[metric] = _numbers(frame[metric])
-    frame["outcome"] = _outcomes(frame, response)
+    frame["outcome"] = outcomes(frame, response)
     return frame
+
+
+def outcomes(frame: pd.DataFrame, response: str) -> list[str]:
+    """What became of each trial: "ok", "diverged" (not finite, or flagged so), "failed", "spared" or "missing"."""
+    done = frame["status"] == "done"
+    values = frame[response].to_numpy(dtype=float) if response in frame else np.full(len(frame), np.nan)
+    gone = ~np.isfinite(values)
+    if "diverged" in frame:
+        flag = _numbers(frame["diverged"])
+        gone |= (flag.fillna(0.0) != 0).to_numpy() if flag is not None else False
+    found = np.where(gone, "diverged", "ok")
+    kinds = {"quarantined": "failed", "waiting": "spared"}
+    others = [kinds.get(status, "missing") for status in frame["status"]]
+    found = np.where(done, found, others)
+    return [str(outcome) for outcome in found]
 
 
 def treatment_table(
@@ -136,20 +151,6 @@ def _check_rows(frame: pd.DataFrame, design: Design) -> None:
     if len(twice):
         pair = tuple(int(twice.iloc[0][name]) for name in ("treatment", "seed"))
         raise invalid("analyze", "each (treatment, seed)", "stand in trials once", pair)
-
-
-def _outcomes(frame: pd.DataFrame, response: str) -> list[str]:
-    done = frame["status"] == "done"
-    values = frame[response].to_numpy(dtype=float) if response in frame else np.full(len(frame), np.nan)
-    gone = ~np.isfinite(values)
-    if "diverged" in frame:
-        flag = _numbers(frame["diverged"])
-        gone |= (flag.fillna(0.0) != 0).to_numpy() if flag is not None else False
-    found = np.where(gone, "diverged", "ok")
-    kinds = {"quarantined": "failed", "waiting": "spared"}
-    others = [kinds.get(status, "missing") for status in frame["status"]]
-    found = np.where(done, found, others)
-    return [str(outcome) for outcome in found]
 
 
 def _numbers(column: pd.Series) -> pd.Series | None:
