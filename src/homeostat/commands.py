@@ -7,7 +7,7 @@ import sys
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +87,8 @@ def study(
             factors = _five_techniques(task)
         tune = as_factors(request["tune"]) if request.get("tune") else None
         _check_names((*factors, *(tune or ())))
-        design = _design(factors, request) if earlier is None or factors else _further(earlier.design, request)
+        first = None if earlier is None else earlier.design
+        design = _design(factors, request, first) if first is None or factors else _further(first, request)
         objective = Objective(task, recipe, spec=request["task"], vitals=vitals)
         response = request.get("response", objective.response)
         if response not in objective.goals:
@@ -270,23 +271,25 @@ def _five_techniques(task: Task) -> tuple[Factor, ...]:
     return as_factors(factors)
 
 
-def _design(factors: tuple[Factor, ...], request: Mapping[str, Any]) -> Design:
-    seeds = request.get("seeds", 5 if request.get("until") is None else MOST)
+def _design(factors: tuple[Factor, ...], request: Mapping[str, Any], first: Design | None) -> Design:
     kind = request.get("design", "auto")
     if kind.partition(":")[0] in ("fold-over", "follow-up"):
         cure = "It adds treatments to those of an earlier study: --after DIR, without --factor."
         raise invalid("study", "--design", "go with --after and without --factor", kind, cure)
     if kind not in KINDS:
         raise unknown("study", "design", kind, KINDS)
-    resolution, runs = request.get("resolution"), request.get("runs")
-    return make_design(factors, seeds, kind, resolution, runs=runs, interactions=_interactions(request))
+    asked = {"resolution": request.get("resolution"), "runs": request.get("runs")}
+    return make_design(factors, _seeds(request, first), kind, interactions=_interactions(request), **asked)
 
 
 def _further(first: Design, request: Mapping[str, Any]) -> Design:
     """The design of an earlier study with other seeds, or with treatments added to its own."""
-    seeds = request.get("seeds", first.seeds if request.get("until") is None else max(MOST, len(first.seeds)))
-    started = replace(first, seeds=as_seeds(seeds))
+    started = replace(first, seeds=as_seeds(_seeds(request, first)))
     kind, _, factor = request.get("design", "auto").partition(":")
+    for name in ("resolution", "runs", "interactions"):
+        if request.get(name) is not None and (kind != "follow-up" or name == "resolution"):
+            cure = "The design is the earlier study's; --design follow-up takes --runs and --interactions."
+            raise invalid("study", f"--{name}", "be left out with --after and without --factor", request[name], cure)
     if kind == "follow-up":
         if request.get("interactions") is None:
             cure = "Example: --interactions norm:dropout."
@@ -298,6 +301,12 @@ def _further(first: Design, request: Mapping[str, Any]) -> Design:
         cure = "Without --factor, an earlier study goes on: with more --seeds, or --design fold-over or follow-up."
         raise invalid("study", "--design", "be fold-over or follow-up with --after", kind, cure)
     return started
+
+
+def _seeds(request: Mapping[str, Any], first: Design | None) -> int | Sequence[int]:
+    """The seeds that are asked for; default: an earlier study's, otherwise five; with --until what may be needed."""
+    few: Sequence[int] = range(5) if first is None else first.seeds
+    return request.get("seeds", few if request.get("until") is None else max(MOST, len(few)))
 
 
 def _interactions(request: Mapping[str, Any]) -> Any:

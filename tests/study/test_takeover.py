@@ -171,6 +171,9 @@ def test_the_command_line_follows_up_and_adds_seeds(tmp_path):
     factors = ["-f", "norm=none,batch", "-f", "dropout=0,0.2", "-f", "init=keep,he_normal"]
     done = run(*factors, "--design", "fractional", "--resolution", "3", "--seeds", "2", "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output
+    done = run(*factors, "--after", tmp_path / "a", "--plan", "--spread", "0.01")  # its seeds are the default
+    assert "8 treatments × 2 seeds = 16 trials" in done.output, done.output
+    assert "8 of the trials are done" in done.output
     done = run("--after", tmp_path / "a", "--design", "fold-over", "--out", tmp_path / "b")
     assert done.exit_code == 0, done.output
     done = run("--after", tmp_path / "b", "--seeds", "3", "--out", tmp_path / "c")
@@ -190,6 +193,13 @@ def test_the_command_line_follows_up_and_adds_seeds(tmp_path):
         (["--design", "fold-over"], "--design must go with --after and without --factor"),
         (["--after", "first", "--design", "full"], "--design must be fold-over or follow-up with --after"),
         (["--after", "first", "--design", "follow-up"], "--interactions must name what a follow-up separates"),
+        (["--after", "first", "--runs", "4"], "--runs must be left out with --after and without --factor"),
+        (["--after", "first", "--resolution", "4"], "--resolution must be left out"),
+        (["--after", "first", "--design", "fold-over", "--interactions", "a:b"], "--interactions must be left out"),
+        (
+            ["--after", "first", "--design", "follow-up", "--interactions", "norm:drop", "--resolution", "3"],
+            "--resolution must be left out",
+        ),
         (["--after", "first", "--design", "fold-over:nrm"], "Did you mean 'norm'"),
         (["--after", "nowhere"], "there is no study here"),
     ],

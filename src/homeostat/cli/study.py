@@ -46,7 +46,10 @@ def study(
     model: Model = None,
     epochs: Epochs = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Seeds; each treatment is trained under every one; default: 5, with --until 30.")
+        int | None,
+        typer.Option(
+            help="Seeds; each treatment is trained under every one; default: 5, or those of --after; with --until 30."
+        ),
     ] = None,
     until: Annotated[
         str | None,
