@@ -72,6 +72,31 @@ def test_sig003_a_dead_layer_is_certain():
     assert "relu → leaky_relu" in found.changes[0].what
 
 
+class Around(nn.Module):
+    """A dead rectifier on a way around which there is another: a gate, or a side branch."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.join = join
+        self.first, self.live = nn.Linear(4, 16), nn.ReLU()
+        self.inner, self.dead, self.outer = nn.Linear(16, 2), nn.ReLU(), nn.Linear(2, 16)
+        self.last = nn.Linear(16 if join == "gate" else 32, 2)
+        with torch.no_grad():
+            self.inner.bias.fill_(-100.0)
+
+    def forward(self, x):
+        x = self.live(self.first(x))
+        side = self.outer(self.dead(self.inner(x)))
+        return self.last(x * torch.sigmoid(side) if self.join == "gate" else torch.cat([x, side], 1))
+
+
+@pytest.mark.parametrize("join", ["gate", "side branch"])
+def test_sig003_a_dead_layer_with_a_way_around_it_cuts_nothing_off(join):
+    (found,) = suspects(DeadUnits, given(made(lambda: Around(join))))
+    assert (found.certainty, found.severity, found.layer) == ("likely", "warning", "dead")
+    assert "nothing before" not in found.message
+
+
 def test_sig003_many_dead_units_are_likely():
     model = chain(4)
     with torch.no_grad():

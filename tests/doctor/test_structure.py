@@ -145,6 +145,16 @@ def test_gates_are_not_hidden_activations():
     assert not any(link.linear for link in found.into("out"))
 
 
+def test_a_step_is_a_cut_if_every_way_leads_through_it():
+    def cuts(model):
+        found = read(model, torch.zeros(3, 4))
+        return {step.name: found.is_cut(step) for link in found.links for step in link.steps}
+
+    assert cuts(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU())) == {"tanh": True, "relu": True}
+    assert not cuts(Gated())["sigmoid"]
+    assert not cuts(Residual())["gelu"]
+
+
 def test_calls_of_functions_are_numbered():
     class Twice(nn.Module):
         def __init__(self):

@@ -191,6 +191,24 @@ def test_a_layer_that_died_is_found_and_one_that_lives_is_not():
     assert long(classifier()).findings == []
 
 
+def test_a_dead_layer_is_no_error_where_gradients_find_a_way_past_it():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.dead = nn.Linear(6, 16), nn.Linear(16, 2), nn.ReLU()
+            self.outer, self.last = nn.Linear(2, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(x * self.outer(self.dead(self.inner(x))).sigmoid())
+
+    torch.manual_seed(0)
+    model = Gated()
+    with torch.no_grad():
+        model.inner.bias.fill_(-100.0)
+    assert [(f.layer, f.severity) for f in long(model).findings if f.code == "SIG003"] == [("dead", "warning")]
+
+
 def long(model):
     """Enough examples to be sure of a unit."""
     optimizer = sgd(model)

@@ -6,7 +6,9 @@ Not random.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -15,7 +17,7 @@ from homeostat.doctor.changes.activation import SwapActivation
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.network.layers import LayerFacts
 from homeostat.doctor.network.probe import Probe
-from homeostat.doctor.network.structure import Step
+from homeostat.doctor.network.structure import Step, Structure
 
 if TYPE_CHECKING:
     from homeostat.doctor.chart import Chart
@@ -62,10 +64,9 @@ def hidden_of(chart: Chart, probe: Probe | None = None) -> list[Hidden]:
         return []
     names: dict[str, Step] = {}
     wanted = set(chart.structure.hidden)
-    for link in chart.structure.links:
-        for step in link.steps:
-            if step in wanted:
-                names.setdefault(step.module or f"{step.name}() after {link.source}", step)
+    for name, step in _named(chart.structure):
+        if step in wanted:
+            names.setdefault(name, step)
     return [Hidden(names[facts.name], facts) for facts in probe.layers if facts.name in names]
 
 
@@ -80,6 +81,15 @@ def is_plain(chart: Chart) -> bool:
     """Whether, besides, nothing is normalized on the way."""
     structure = chart.structure
     return is_chain(chart) and structure is not None and not structure.norms and "norm" not in structure.functional
+
+
+def is_cut(chart: Chart, probe: Probe, layer: LayerFacts) -> bool:
+    """Whether an activation that passes nothing stands in every way: no gradient gets past it to a layer before."""
+    if chart.structure is None:
+        return False
+    step = next((step for name, step in _named(chart.structure) if name == layer.name), None)
+    before = takewhile(lambda each: each is not layer, probe.layers)
+    return step is not None and chart.structure.is_cut(step) and not any(each.gradient_rms > 0 for each in before)
 
 
 def overflows(chart: Chart) -> bool:
@@ -102,3 +112,10 @@ def swap(chart: Chart, hidden: list[Hidden], to: str) -> tuple[Change, ...]:
     names = tuple(dict.fromkeys(each.step.name for each in hidden if each.step.name != to))
     change = SwapActivation.of(chart.structure, to, names) if chart.structure is not None and names else None
     return () if change is None else (change,)
+
+
+def _named(structure: Structure) -> Iterator[tuple[str, Step]]:
+    """Every step with the name that a probe gives it."""
+    for link in structure.links:
+        for step in link.steps:
+            yield step.module or f"{step.name}() after {link.source}", step

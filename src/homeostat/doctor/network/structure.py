@@ -7,7 +7,7 @@ evaluation mode, is seen too. How ways are found is in `ways`. Not random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +99,10 @@ class Structure:
         found = (step for link in self.links if link.target is not None for step in _passed_on(link))
         return tuple(dict.fromkeys(found))
 
+    def is_cut(self, step: Step) -> bool:
+        """Whether every way from the input to the output leads through a step; False where there is no way."""
+        return _connected(self.links) and not _connected([link for link in self.links if step not in link.steps])
+
     @property
     def last(self) -> tuple[str, ...]:
         """The weight layers that lead to the output and to no further one."""
@@ -165,6 +169,14 @@ def _passed_on(link: Link) -> Iterator[Step]:
     for place, step in enumerate(link.steps):
         if step.role == "activation" and all(after.role != "other" or after.linear for after in link.steps[place:]):
             yield step
+
+
+def _connected(links: Sequence[Link]) -> bool:
+    """Whether links lead from the input to the output."""
+    reached: set[str | None] = set()
+    while more := {link.target for link in links if link.source is None or link.source in reached} - reached:
+        reached |= more
+    return None in reached
 
 
 def _structure(flow: Dataflow, output: Output) -> Structure:

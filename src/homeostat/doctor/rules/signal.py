@@ -14,7 +14,7 @@ from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.norm import AddNorm
 from homeostat.doctor.changes.weights import Reinitialize
 from homeostat.doctor.network import readings
-from homeostat.doctor.network.hidden import hidden_of, is_chain, is_output, is_plain, overflows, swap
+from homeostat.doctor.network.hidden import hidden_of, is_chain, is_cut, is_output, is_plain, overflows, swap
 from homeostat.doctor.network.layers import LayerFacts
 from homeostat.doctor.network.probe import Probe
 from homeostat.doctor.network.signals import spread_of
@@ -145,14 +145,15 @@ class DeadUnits(Rule):
     the batch, at the start and after the trial, for functions with a flat side.
 
     Why it hurts: a dead unit gets no gradient and stays dead, unless layers before it change. A layer of dead units
-    cuts off everything before it.
+    cuts off everything before it, unless there are ways around it.
 
     Threshold and its source: 0.7 of a layer at the start, 0.75 after the trial; 0.56 and 0.65 at the 99.9 % of healthy
     networks, among them deep ones of 16 units (benchmarks/doctor_thresholds.py). A whole layer, with at least 64
-    examples, in a network without other ways around it, is certain; after the trial, if no weight before it has a
-    gradient and all outputs are alike.
+    examples, that every way to the output leads through and no gradient gets past, is certain; after the trial, if no
+    weight before it has a gradient and all outputs are alike.
 
-    False alarms: sparse layers of trained networks; it takes an ill training. A unit may be dead on the batch alone.
+    False alarms: sparse layers of trained networks, and the few units that compute a gate (squeeze and excitation); it
+    takes an ill training. A unit may be dead on the batch alone.
 
     Repair and its safety: leaky rectifiers, weights drawn anew, batch normalization. Unsafe. Where units died while
     training the learning rate is often too high: OPT001.
@@ -176,9 +177,10 @@ class DeadUnits(Rule):
     def _suspect(
         self, chart: Chart, probe: Probe, dead: list[tuple[LayerFacts, float]], bound: float, when: str
     ) -> Suspect:
-        worst, share = max(dead, key=lambda pair: pair[1])
+        cuts = {layer.name for layer, share in dead if share >= ALL and is_cut(chart, probe, layer)}
+        worst, share = max(dead, key=lambda pair: (pair[1], pair[0].name in cuts))
         inner = [each for each in hidden_of(chart, probe) if any(each.facts is layer for layer, _ in dead)]
-        cut, outer = share >= ALL and is_chain(chart), share >= ALL and is_output(chart, worst)
+        cut, outer = worst.name in cuts, share >= ALL and is_output(chart, worst)
         certain = cut and len(probe.outputs) >= _ENOUGH and (probe is chart.probe or readings.is_stuck(probe, STILL))
         text = f"{share:.0%} of the units of {worst.name!r} are 0 on every example {when}"
         text += f"; so are {bound:.0%} and more in {len(dead) - 1} other layers" if len(dead) > 1 else ""

@@ -154,6 +154,7 @@ class DeadUnits(Listener):
 
     def __init__(self) -> None:
         self._quiet: dict[int, tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
+        self._passed: set[int] = set()  # layers that are still as a whole, and gradients get past them
         self._names: tuple[str, ...] = ()
         self._order: list[int] = []
 
@@ -167,6 +168,10 @@ class DeadUnits(Listener):
             if len(seen) != len(still):
                 seen, steps = np.zeros(len(still)), np.zeros(len(still), dtype=np.int64)
             self._quiet[layer] = np.where(still, seen + values, 0.0), np.where(still, steps + 1, 0)
+            if not still.all():
+                self._passed.discard(layer)
+            elif _learns_before(recorder.vitals, self._names[layer]):
+                self._passed.add(layer)
 
     def findings(self) -> Iterator[Finding]:
         """One finding for the first of the layers that are worst: behind it, all that is fed by it is constant too."""
@@ -178,7 +183,7 @@ class DeadUnits(Listener):
                 shares[layer] = (dead, len(seen))
         if not shares:
             return
-        severities = {layer: _severity(dead / units) for layer, (dead, units) in shares.items()}
+        severities = {layer: _severity(dead / units, layer in self._passed) for layer, (dead, units) in shares.items()}
         worst = max(severities.values(), key=SEVERITIES.index)
         layer = next(layer for layer, severity in severities.items() if severity == worst)
         dead, units = shares[layer]
@@ -189,8 +194,14 @@ class DeadUnits(Listener):
         yield notice("SIG003", message + ".", layer=self._names[layer], evidence=evidence, severity=worst)
 
 
-def _severity(share: float) -> Severity:
-    return "info" if share < DEAD_SHARE else "warning" if share < 1 else "error"
+def _severity(share: float, passed: bool) -> Severity:
+    """A whole layer is an error, unless gradients find a way past it."""
+    return "info" if share < DEAD_SHARE else "warning" if share < 1 or passed else "error"
+
+
+def _learns_before(vitals: Vitals, layer: str) -> bool:
+    """Whether a layer before one got a gradient at the last watched step; layers come in the order of execution."""
+    return bool(np.any(vitals.values[-1, : vitals.row(layer), _GRADIENT] > 0))
 
 
 def gradient_findings(vitals: Vitals) -> Iterator[Finding]:
