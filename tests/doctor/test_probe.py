@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from homeostat.doctor.network import readings
-from homeostat.doctor.network.layers import duplicates_of
+from homeostat.doctor.network.copies import duplicates_of
 from homeostat.doctor.network.probe import take
 from homeostat.doctor.network.signals import rank_of, signal_of, similarity_of, slopes_of, spread_of
 from homeostat.doctor.training import Training
@@ -165,6 +165,58 @@ def test_twins_have_equal_weights_and_gradients():
         model[2].bias.zero_()
     assert probed(model).layer("0").twins == 15 / 16
     assert duplicates_of(nn.Linear(4, 1)) == pytest.approx((math.nan, math.nan), nan_ok=True)
+
+
+LAYERS = {
+    "lstm": lambda: nn.LSTM(3, 16, num_layers=2, bidirectional=True),
+    "projected lstm": lambda: nn.LSTM(3, 16, proj_size=14),
+    "gru": lambda: nn.GRU(3, 16),
+    "rnn cell": lambda: nn.RNNCell(3, 16),
+    "attention": lambda: nn.MultiheadAttention(16, 2),
+    "attention to others": lambda: nn.MultiheadAttention(16, 2, kdim=3, vdim=5),
+    "transposed convolution": lambda: nn.ConvTranspose2d(4, 32, 3, groups=2),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_with_weights_tells_its_duplicates(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = LAYERS[name]()
+    assert duplicates_of(layer)[0] == 0.0
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, 0.05) if parameter.dim() > 1 else None
+    assert duplicates_of(layer)[0] > 0.9
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    assert duplicates_of(layer)[0] == 0.0  # so begin many on purpose
+
+
+def test_units_with_inputs_of_their_own_are_no_duplicates():
+    layer = nn.Conv2d(16, 16, 3, groups=16)
+    nn.init.constant_(layer.weight, 1 / 9)
+    assert duplicates_of(layer)[0] == 0.0
+
+
+def test_parameters_that_functions_take_as_weights_are_layers():
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Parameter(torch.randn(4, 16, generator=seeded()))
+            self.bias = nn.Parameter(torch.zeros(3))
+            self.last = nn.Parameter(torch.full((16, 3), 0.1))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, torch.relu(x @ self.first), self.last)
+
+    probe = probed(ByHand())
+    assert [(layer.name, layer.kind, layer.role) for layer in probe.layers] == [
+        ("first", "matmul", "weight"), ("relu() after first", "relu", "activation"), ("last", "addmm", "weight"),
+    ]  # fmt: skip
+    assert probe.layer("first").weight_gradient == pytest.approx(probe.gradients["first"])
+    assert probe.layer("last").input_rms == pytest.approx(probe.layer("relu() after first").rms)
+    assert probe.layer("first").duplicates == 0.0
+    assert probe.layer("last").duplicates == pytest.approx(2 / 3)  # units are columns
 
 
 def test_a_loss_without_gradient_is_no_error():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_networks import chain, charted, given, glorot, narrow, suspects
+from small_networks import chain, charted, given, glorot, he, narrow, suspects
 from small_trainings import made, plane
 from torch import nn
 from torch.nn import functional as F
@@ -31,6 +31,59 @@ def zero_last(model):
     return model
 
 
+class Sequences(nn.Module):
+    """Reads the inputs as sequences of numbers."""
+
+    def __init__(self, kind=nn.LSTM, **options):
+        super().__init__()
+        self.rnn = kind(1, 16, batch_first=True, **options)
+        self.head = nn.Linear(16 * (1 + self.rnn.bidirectional), 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x.unsqueeze(2))[0][:, -1])
+
+
+class Own(nn.Module):
+    """A linear layer of somebody's own."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        he(self.weight)
+
+    def forward(self, x):
+        return F.linear(x, self.weight)
+
+
+class Positions(nn.Module):
+    """Adds a table that begins with zeros, of which most rows are never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(64, 16))
+
+    def forward(self, x):
+        return (x.reshape(len(x), 2, 16) + self.table[:2]).flatten(1)
+
+
+class Zeros(nn.Module):
+    """A residual branch and a last layer that begin with zeros: at first no gradient arrives at the branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.branch, self.head = (
+            *(nn.Linear(4, 16), nn.Linear(16, 16)),
+            *(nn.Linear(16, 16), nn.Linear(16, 2)),
+        )
+        for layer in (self.branch, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.branch(torch.relu(self.inner(x))))
+
+
 HEALTHY = {
     "he": chain,
     "he, deep": lambda: chain(20, 32),
@@ -38,6 +91,10 @@ HEALTHY = {
     "orthogonal": lambda: chain(6, 32, init=orthogonal),
     "torch's default": lambda: made(lambda: nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))),
     "a last layer of zeros": lambda: zero_last(chain(3)),
+    "zeros behind each other": lambda: made(Zeros),
+    "recurrent": lambda: made(Sequences),
+    "layers of one's own": lambda: made(lambda: nn.Sequential(Own(4, 32), nn.ReLU(), Own(32, 2))),
+    "a table of zeros": lambda: made(lambda: nn.Sequential(nn.Linear(4, 32), Positions(), nn.ReLU(), nn.Linear(32, 2))),
     "one output": lambda: chain(2, outputs=2),
     "normalized": lambda: made(
         lambda: nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
@@ -80,6 +137,46 @@ def test_ini001_equal_weights_with_biases_of_their_own_are_likely():
 def test_ini001_weights_of_zero_behind_a_rectifier_are_certain():
     (found,) = suspects(DuplicatedWeights, given(chain(3, init=nn.init.zeros_)))
     assert found.certainty == "certain"
+
+
+def constant(build, value=0.05):
+    model = made(build)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, value)
+    return model
+
+
+@pytest.mark.parametrize("value", [0.05, 0.0])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_ini001_recurrent_units_that_are_alike_are_certain(kind, value):
+    model = constant(lambda: Sequences(kind, num_layers=2, bidirectional=True), value)
+    training = given(model)
+    (found,) = suspects(DuplicatedWeights, training)
+    assert (found.certainty, found.layer) == ("certain", "rnn")
+    assert "of the 32 units" in found.message
+    copy = training.copy()
+    found.changes[0].apply(copy)
+    assert suspects(DuplicatedWeights, copy) == []
+
+
+def test_ini001_layers_of_ones_own_and_bare_parameters_are_looked_at():
+    (found,) = suspects(DuplicatedWeights, given(constant(lambda: nn.Sequential(Own(4, 16), nn.ReLU(), Own(16, 2)))))
+    assert (found.certainty, found.layer) == ("certain", "0")
+
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.empty(4, 16)), nn.Parameter(torch.empty(16, 2))
+
+        def forward(self, x):
+            return torch.relu(x @ self.first) @ self.last
+
+    training = given(constant(ByHand))
+    (found,) = suspects(DuplicatedWeights, training)
+    assert (found.certainty, found.layer) == ("certain", "first")
+    copy = training.copy()
+    found.changes[0].apply(copy)
+    assert suspects(DuplicatedWeights, copy) == []
 
 
 def test_ini001_dropout_parts_twins():

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from homeostat.doctor.network.layers import LayerFacts, duplicates_of, matrices_of, norm_of
+from homeostat.doctor.network.copies import Bare, duplicates_of
+from homeostat.doctor.network.layers import LayerFacts, matrices_of, norm_of
 from homeostat.doctor.network.signals import Signal, Slopes, rank_of, signal_of, similarity_of, slopes_of
 from homeostat.kernels.moments import moments
+from homeostat.parts.init.sites import weight_operand
 from homeostat.parts.layers import role_of, tensors_in
 from homeostat.parts.modes import drop_probability
 
@@ -43,6 +45,8 @@ class _Seen:
     similarity: float
     rank: float
     module: nn.Module | None
+    weight: nn.Parameter | None = None
+    """Of a bare function."""
     gradient_rms: float = math.nan
 
     def receive(self, gradient: Tensor) -> None:
@@ -53,18 +57,19 @@ class _Seen:
             square = max(0.0, float(found.variance + found.mean.square()))
             self.gradient_rms = math.sqrt(square) if finite else math.inf
 
-    def facts(self) -> LayerFacts:
-        """What is known at the end."""
+    def facts(self, weights: Bare) -> LayerFacts:
+        """What is known at the end; `weights` are those of bare functions, in this layer and elsewhere."""
         found = LayerFacts(
             self.name, self.kind, self.role, self.shape, self.signal, self.arriving, self.slopes,
             self.similarity, self.rank, gradient_rms=self.gradient_rms, bare=self.module is None,
         )  # fmt: skip
-        own = matrices_of(self.module)
+        own = matrices_of(self.module) if self.weight is None else [self.weight]
         if self.role != "weight" or not own:
             return found
         norm = math.sqrt(sum(float(p.detach().double().square().sum()) for p in own))
         norms = [norm_of(p.grad) for p in own if p.grad is not None]
-        duplicates, twins = duplicates_of(self.module)
+        bare = weights if self.weight is None else {self.weight: weights[self.weight]}
+        duplicates, twins = duplicates_of(self.module, bare)
         return replace(
             found,
             weight_norm=norm,
@@ -90,6 +95,8 @@ class Watcher:
     channels_first: bool = False
     """Whether the last weight layer was a convolution."""
     last_weight: str = ""
+    weights: dict[nn.Parameter, str] = field(default_factory=dict)
+    """Parameters that functions were called with as weights, and the functions' names."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -120,20 +127,25 @@ class Watcher:
 
         return leave
 
-    def note_function(self, name: str, made: Tensor, given: Tensor, call: Callable[[Tensor], Tensor]) -> None:
-        """A bare function was called."""
+    def note_function(
+        self, name: str, made: Tensor, given: Tensor, call: Callable[[Tensor], Tensor], weight: nn.Parameter | None
+    ) -> None:
+        """A bare function was called; with a parameter as its weight it is a layer of the parameter's name."""
         if not self.inside:
             self.inside += 1  # what the statistics call is nobody's layer
             where = f"{name}() after {self.last_weight}" if self.last_weight else f"{name}()"
-            self._note(where, name, made, given, None, call)
+            names = (each for each, parameter in self.model.named_parameters() if parameter is weight)
+            self._note(next(names, where), name, made, given, None, call, weight)
             self.inside -= 1
 
     def _note(
-        self, name: str, kind: str, made: Tensor, given: Tensor | None, module: nn.Module | None, call: Callable
-    ) -> None:
-        role = _role(module)
+        self, name: str, kind: str, made: Tensor, given: Tensor | None, module: nn.Module | None, call: Callable,
+        weight: nn.Parameter | None = None,
+    ) -> None:  # fmt: skip
+        role = _role(module) if weight is None else "weight"
         if role == "weight":
-            self.channels_first, self.last_weight = isinstance(module, _ConvNd), name
+            self.channels_first = isinstance(module, _ConvNd) or (module is None and kind.startswith("conv"))
+            self.last_weight = name
         if name in self.known:
             return
         self.known.add(name)
@@ -147,6 +159,7 @@ class Watcher:
         elif role == "activation":
             role = "other"
         seen = self._look(name, kind, role, made, given, units, module, slopes)
+        seen.weight = weight
         self.seen.append(seen)
         if made.requires_grad:
             made.register_hook(seen.receive)
@@ -163,7 +176,7 @@ class Watcher:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees activations that are called as bare functions."""
+    """Sees activations that are called as bare functions, and functions that are called on a parameter as weight."""
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()
@@ -172,9 +185,15 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in _FUNCTIONS or self.watcher.inside or not args or not isinstance(args[0], Tensor):
+        weight = _weight_of(name.strip("_"), args, kwargs)
+        if weight is not None:
+            self.watcher.weights[weight] = name.strip("_")
+        known = weight is not None or name in _FUNCTIONS
+        if not known or self.watcher.inside or not args or not isinstance(args[0], Tensor):
             return func(*args, **kwargs)
-        given = args[0].detach().clone() if name.endswith("_") or kwargs.get("inplace") else args[0]
+        given = next((x for x in args if isinstance(x, Tensor) and not isinstance(x, nn.Parameter)), args[0])
+        writes = kwargs.get("inplace") or (weight is None and name.endswith("_"))
+        given = given.detach().clone() if writes else given
         self.watcher.inside += 1  # what a function calls is its own
         try:
             output = func(*args, **kwargs)
@@ -185,8 +204,14 @@ class _Functions(TorchFunctionMode):
             def call(x: Tensor) -> Tensor:
                 return func(x, *args[1:], **kwargs)
 
-            self.watcher.note_function(name.strip("_"), output, given, call)
+            self.watcher.note_function(name.strip("_"), output, given, call, weight)
         return output
+
+
+def _weight_of(function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Parameter | None:
+    """The parameter that a function multiplies its input with."""
+    operand = weight_operand(function, args, kwargs)
+    return operand if isinstance(operand, nn.Parameter) and operand.dim() > 1 else None
 
 
 def _is_layer(module: nn.Module) -> bool:

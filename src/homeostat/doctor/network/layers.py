@@ -5,14 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from homeostat import seeds
 from homeostat.doctor.network.signals import Signal, Slopes
-
-_ALIKE = 1e-4  # of the largest gradient of a unit: sums in another order differ by less
 
 
 @dataclass(frozen=True)
@@ -20,7 +15,7 @@ class LayerFacts:
     """What was seen of a layer in its first call."""
 
     name: str
-    """Its name in the model; "relu() after fc1" for a bare function."""
+    """Its name in the model; "relu() after fc1" for a bare function, or the name of the parameter it is applied to."""
     kind: str
     """Its class; the function's name for a bare function."""
     role: str
@@ -45,9 +40,9 @@ class LayerFacts:
     weight_gradient: float = math.nan
     """The norm of the gradient of these parameters; nan if there is none."""
     duplicates: float = math.nan
-    """The share of output units whose weights equal those of an earlier one; nan for what is no weight layer."""
+    """The share of output units whose weights, not zero, equal those of an earlier one; see `copies.duplicates_of`."""
     twins: float = math.nan
-    """The share whose gradients are equal as well, so that they stay the same."""
+    """The share whose weights, zero or not, and gradients are equal, so that they stay the same."""
     bare: bool = False
     """Whether it is a bare function."""
 
@@ -109,35 +104,3 @@ def matrices_of(module: nn.Module | None) -> list[Tensor]:
         return []
     own = [p for p in module.parameters(recurse=False) if p.dim() > 1 and p.numel()]
     return [*own, *([module.out_proj.weight] if isinstance(module, nn.MultiheadAttention) else [])]
-
-
-def duplicates_of(module: nn.Module | None) -> tuple[float, float]:
-    """The shares of output units with the same weights as an earlier one, and of those with all else the same too.
-
-    Units that agree in weights, bias and gradients go on doing so under every optimizer; dropout between them parts
-    them, and shows in the gradient. Known for layers with one weight, a row for each unit; nan for others.
-    """
-    weight = getattr(module, "weight", None)
-    if not isinstance(module, nn.Linear | _ConvNd) or not isinstance(weight, Tensor) or len(weight) < 2:
-        return math.nan, math.nan
-    if isinstance(module, _ConvTransposeNd):
-        return math.nan, math.nan
-    rows = _with_bias(weight, module.bias)
-    draw = torch.randn(rows.shape[1], generator=seeds.torch_generator(0, "doctor", "rows")).to(rows)
-    width = weight[0].numel()
-    order = (rows @ draw).argsort()
-    order = order[(rows[order, :width] @ draw[:width]).argsort(stable=True)]
-    equal = rows[order][1:] == rows[order][:-1]
-    same = equal[:, :width].all(1)
-    gradient = weight.grad
-    if gradient is None or not bool(same.any()):
-        return float(same.sum() / len(rows)), math.nan if gradient is None else 0.0
-    slopes = _with_bias(gradient, None if module.bias is None else module.bias.grad)[order]
-    apart = (slopes[1:] - slopes[:-1]).norm(dim=1)
-    alike = equal.all(1) & (apart <= _ALIKE * slopes.norm(dim=1).max())
-    return float(same.sum() / len(rows)), float(alike.sum() / len(rows))
-
-
-def _with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows = weight.detach().flatten(1).double()
-    return rows if bias is None else torch.cat([rows, bias.detach().double()[:, None]], 1)

@@ -98,7 +98,7 @@ def take(training: Training, batch: Examples) -> Probe:
         error = _backward(loss)
     named = dict(own.model.named_parameters())
     gradients = {name: norm_of(p.grad) for name, p in named.items() if p.grad is not None}
-    layers = tuple(seen.facts() for seen in watcher.seen)
+    layers = tuple(seen.facts(watcher.weights) for seen in watcher.seen)
     return Probe(layers, outputs.detach(), batch.targets, float(loss.detach()), gradients, given, _clipping(own), error)
 
 

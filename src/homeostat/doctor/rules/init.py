@@ -16,6 +16,7 @@ from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.weights import Reinitialize
 from homeostat.doctor.network import readings
 from homeostat.doctor.network.hidden import hidden_of, is_chain, is_plain
+from homeostat.doctor.network.layers import LayerFacts
 from homeostat.doctor.rule import Rule, Suspect
 from homeostat.parts.init.targets import layer_fans
 
@@ -58,7 +59,9 @@ class DuplicatedWeights(Rule):
     """Units of a layer have the same weights, in and out, and stay the same for ever.
 
     What it checks: which output units of a layer have the same incoming weights as another unit, and, on a batch, the
-    same bias and gradients; and layers of equal weights whose biases or gradients still differ.
+    same bias and gradients; and layers of equal weights whose biases or gradients still differ. Of recurrent layers a
+    unit's weights in all gates count, of attention the projections, and parameters that a function takes as weights
+    are layers too.
 
     Why it hurts: units that agree in weights and in gradients agree after every step. A layer of them has the capacity
     of one unit, however wide it is. Where gradients differ the units part in time, from a start that has lost all but
@@ -67,8 +70,9 @@ class DuplicatedWeights(Rule):
     Threshold and its source: half of the layer's units are twins of another (certain); nine tenths of them have equal
     weights (likely). Drawn weights are never equal, so that any number between would do.
 
-    False alarms: a single output unit has no twin. A last layer of zeros, and a last layer of residual branches of
-    zeros, are healthy: their units have different gradients. Dropout parts twins, and shows in the gradients.
+    False alarms: a single output unit has no twin, nor have the channels of a depthwise convolution. A last layer of
+    zeros, and a last layer of residual branches of zeros, are healthy: their units have different gradients, those of
+    the one once the other has moved, which the trial shows. Dropout parts twins, and shows in the gradients.
 
     Repair and its safety: these layers are drawn anew by a scheme that knows the functions around them. Unsafe: the
     model computes something else than before.
@@ -84,17 +88,15 @@ class DuplicatedWeights(Rule):
         if chart.probe is None:
             return
         weights = chart.probe.of("weight")
-        last = set() if chart.structure is None else set(chart.structure.last)
-        twins = [layer for layer in weights if layer.twins > TWINS]
-        inner = [layer for layer in weights if layer.name not in last and layer.weight_rms > 0]
+        twins = [layer for layer in weights if layer.twins > TWINS and _stays(chart, layer)]
+        inner = [layer for layer in weights if not _is_last(chart, layer)]
         equal = [layer for layer in inner if layer.duplicates > ALIKE and layer not in twins]
         for found, certain in ((twins, True), (equal, False)):
             if not found:
                 continue
             names = tuple(layer.name for layer in found)
-            width = found[0].shape[-1] if len(found[0].shape) == 2 else found[0].shape[1]
-            text = f"{found[0].twins if certain else found[0].duplicates:.0%} of the {width} units of {names[0]!r} have"
-            text += " the same weights as another unit"
+            text = f"{found[0].twins if certain else found[0].duplicates:.0%} of the {found[0].signal.units} units of "
+            text += f"{names[0]!r} have the same weights as another unit"
             text += ", and the same gradients: they stay copies of each other" if certain else ""
             others = len(names) - 1
             text += f"; so in {others} other layer{'s' * (others > 1)}" if others else ""
@@ -104,7 +106,7 @@ class DuplicatedWeights(Rule):
                 "certain" if certain else "likely",
                 layer=names[0],
                 evidence={"twins": found[0].twins, "duplicates": found[0].duplicates, "layers": len(names)},
-                changes=(Reinitialize(names), Reinitialize()),
+                changes=(*(() if any(layer.bare for layer in found) else (Reinitialize(names),)), Reinitialize()),
             )
 
 
@@ -349,6 +351,18 @@ def _large(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.Linear | _ConvNd) or layer.bias is None:
         return False
     return float(layer.bias.detach().abs().mean()) > _UNUSUAL / math.sqrt(layer_fans(layer)[0])
+
+
+def _stays(chart: Chart, layer: LayerFacts) -> bool:
+    """Whether twins remain so: without a gradient at the start, as before a last layer of zeros, they may part yet."""
+    later = None if chart.late is None else chart.late.layer(layer.name)
+    return later is None or layer.weight_gradient > 0 or later.twins > TWINS
+
+
+def _is_last(chart: Chart, layer: LayerFacts) -> bool:
+    """Whether a layer, or a parameter of its own, leads to the output and to no further one."""
+    last = () if chart.structure is None else chart.structure.last
+    return any(name == layer.name or name.rpartition(".")[0] == layer.name for name in last)
 
 
 def _redrawn(chart: Chart) -> tuple[Change, ...]:

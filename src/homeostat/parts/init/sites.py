@@ -7,8 +7,9 @@ attention layer, or of torch's function on a bare parameter. `Wiring` answers wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -139,18 +140,31 @@ def _bare_sites(model: nn.Module, flow: Dataflow, known: set[str]) -> Iterator[S
 
 
 def _weight_operand(node: Node) -> Value | None:
-    """The parameter that a function multiplies its input with; the second operand, or the third of addmm."""
-    if node.name not in _WEIGHT_FUNCTIONS:
-        return None
-    place = 2 if node.name in ("addmm", "baddbmm") else 1
-    operand = node.args[place] if len(node.args) > place else node.kwargs.get("weight")
+    """The parameter that a function multiplies its input with."""
+    operand = weight_operand(node.name, node.args, node.kwargs)
     is_weight = isinstance(operand, Value) and isinstance(operand.tensor, nn.Parameter) and operand.tensor.ndim >= 2
     return operand if is_weight else None
 
 
+def weight_operand(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What stands in a weight's place in a call of linear, conv, matmul or addmm; None for any other function.
+
+    It is the second operand, or the third of addmm.
+    """
+    if function not in _WEIGHT_FUNCTIONS:
+        return None
+    place = 2 if function in ("addmm", "baddbmm") else 1
+    return args[place] if len(args) > place else kwargs.get("weight")
+
+
+def is_turned(function: str) -> bool:
+    """Whether such a function takes a weight of shape (inputs, outputs, ...)."""
+    return function in ("addmm", "baddbmm", "matmul", "mm") or function.startswith("conv_transpose")
+
+
 def _bare_target(name: str, modules: dict[str, nn.Module], node: Node, to: str) -> Target:
     owner, _, attribute = name.rpartition(".")
-    turned = node.name in ("addmm", "baddbmm", "matmul", "mm") or node.name.startswith("conv_transpose")
+    turned = is_turned(node.name)
     groups = stride = 1
     if node.name.startswith("conv"):
         groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
