@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from homeostat.doctor.changes.change import CannotApply
+from homeostat.doctor.changes.dropping import FollowMode
+from homeostat.doctor.changes.places import find
 from homeostat.doctor.changes.regularization import (
     AddDecay,
     AddDropout,
@@ -44,12 +46,26 @@ def dropping():
     return made(lambda: nn.Sequential(*layers, nn.Linear(32, 2)))
 
 
+class ByHand(nn.Module):
+    """Calls dropout as a function; with `always` in evaluation too."""
+
+    def __init__(self, always=False):
+        super().__init__()
+        self.always, self.layer = always, nn.Dropout(0.5)
+        self.first, self.last = nn.Linear(4, 400), nn.Linear(400, 2)
+
+    def forward(self, x):
+        x = self.layer(F.dropout(self.first(x), 0.8, self.training))
+        return self.last(F.dropout(x, 0.1) if self.always else x)
+
+
 CHANGES = {
     "scale": (decayed, lambda given: ScalePenalty.of(given, 0.1)),
     "add": (decayed, lambda given: AddDecay.of(given, 0.05)),
     "decouple": (lambda: decayed(torch.optim.Adam), DecoupleDecay.of),
     "exempt": (decayed, ExemptDecay.of),
     "dropout": (lambda: training(dropping()), lambda given: SetDropout.of(given, 0.5)),
+    "functions": (lambda: training(made(ByHand)), lambda given: SetDropout.of(given, 0.5, functions=(0.8,))),
     "new dropout": (training, lambda given: AddDropout(0.5)),
 }
 
@@ -199,6 +215,32 @@ def test_every_kind_of_dropout_is_scaled_by_name():
     assert [given.model[2].p, given.model[5].p] == [0.8, 0.0]
     with pytest.raises(CannotApply, match="no dropout layer"):
         SetDropout.of(training(), 0.5).apply(training())
+
+
+def test_dropout_functions_are_called_with_another_probability():
+    given = training(made(ByHand))
+    change = SetDropout.of(given, 0.5, functions=(0.8, 0.8))
+    change.apply(given)
+    kept = []
+    find(given.model, "last").register_forward_hook(lambda _, args, __: kept.append((args[0] != 0).float().mean()))
+    given.model.train()(rings(50)[0])
+    given.model.eval()(rings(50)[0])
+    assert [share.item() for share in kept] == pytest.approx([0.6 * 0.75, 1.0], abs=0.03)
+    assert change.what == "dropout 0.5, 0.8 → 0.25, 0.4"
+    assert "F.dropout(x, 0.4, self.training)" in change.diff
+
+
+def test_dropout_functions_follow_the_mode():
+    given, x = training(made(lambda: ByHand(always=True))), rings(50)[0]
+    assert not torch.equal(given.model.eval()(x), given.model(x))
+    wanted = given.model.last(given.model.first(x))
+    change = FollowMode((0.1,))
+    for _ in range(2):
+        change.apply(given)
+        assert torch.equal(given.model.eval()(x), wanted)
+        assert not torch.equal(given.model.train()(x), given.model(x))
+    assert change.safety == "unsafe"
+    assert change.diff.endswith("F.dropout(x, 0.1, self.training)")
 
 
 def test_new_dropout_stands_in_front_of_hidden_layers():

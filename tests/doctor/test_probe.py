@@ -219,6 +219,19 @@ def test_parameters_that_functions_take_as_weights_are_layers():
     assert probe.layer("last").duplicates == pytest.approx(2 / 3)  # units are columns
 
 
+def test_dropout_that_is_called_by_hand_is_noted():
+    class Drops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layer, self.last = nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.layer(F.dropout(self.first(x), 0.6, self.training))
+            return self.last(F.dropout(F.dropout(x, 0.0), 0.2, False))
+
+    assert probed(Drops()).drops == (0.6,)
+
+
 def test_a_loss_without_gradient_is_no_error():
     probe = probed(mlp(), loss=lambda out, y: (out.argmax(1) != y).float().mean())
     assert probe.gradients == {}

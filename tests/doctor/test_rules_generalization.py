@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from homeostat.doctor.course import Mark
 from homeostat.doctor.data.baselines import Baselines
+from homeostat.doctor.prescriptions import prescriptions
 from homeostat.doctor.rules.generalization import (
     BelowBaseline,
+    DropoutInEvaluation,
     Overfitting,
     StrongDecay,
     StrongDropout,
@@ -17,7 +19,7 @@ from homeostat.doctor.rules.generalization import (
     Underfitting,
 )
 
-ALL = [Overfitting, Underfitting, TooFewEpochs, StrongDropout, StrongDecay, BelowBaseline]
+ALL = [Overfitting, Underfitting, TooFewEpochs, StrongDropout, StrongDecay, BelowBaseline, DropoutInEvaluation]
 
 
 def noisy(count=60, seed=0):
@@ -106,6 +108,35 @@ def test_dropout_that_leaves_nothing():
     assert next(StrongDropout().check(chart)).certainty == "likely"
     given.model[2].p = given.model[5].p = 0.1
     assert list(StrongDropout().check(chart)) == []
+
+
+class ByHand(nn.Module):
+    """Calls dropout as a function."""
+
+    def __init__(self, p, follows=True):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 32), nn.Linear(32, 2)
+        self.p, self.follows = p, follows
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(F.dropout(x, self.p, self.training) if self.follows else F.dropout(x, self.p))
+
+
+def test_dropout_that_is_called_as_a_function_is_seen():
+    chart = chart_of(training(made(lambda: ByHand(0.95))))
+    (found,) = StrongDropout().check(chart)
+    assert found.evidence["largest"] == 0.95
+    assert [change.what for change in found.changes] == ["dropout 0.95 → 0", "dropout 0.95 → 0.2375"]
+    assert any(change.slug == "set-dropout" for change in prescriptions(chart))
+    assert suspects(StrongDropout, training(made(lambda: ByHand(0.1)))) == []
+    assert list(DropoutInEvaluation().check(chart)) == []
+
+
+def test_dropout_that_goes_on_in_evaluation():
+    (found,) = suspects(DropoutInEvaluation, training(made(lambda: ByHand(0.5, follows=False))), steps=20)
+    assert (found.certainty, found.evidence["largest"]) == ("likely", 0.5)
+    assert [change.slug for change in found.changes] == ["follow-mode"]
 
 
 def test_weights_that_shrink_instead_of_learning():

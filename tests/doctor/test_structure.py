@@ -94,6 +94,16 @@ def test_bare_functions_are_seen_as_modules_are():
     assert found.norms == ("norm",)
 
 
+def test_dropout_that_goes_on_in_evaluation_is_noted():
+    class Forgets(Functional):
+        def forward(self, x):
+            return super().forward(F.dropout(x, 0.1))
+
+    assert read(Forgets(), torch.zeros(2, 1, 8, 8)).dropping == (0.1,)
+    assert read(Functional(), torch.zeros(2, 1, 8, 8)).dropping == ()
+    assert read(nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 2)), torch.zeros(3, 4)).dropping == ()
+
+
 @pytest.mark.parametrize(("layer", "name"), [(Exponential(), "exp"), (Clipped(), "clipped"), (nn.PReLU(), "prelu")])
 def test_an_activation_is_known_by_what_it_computes(layer, name):
     found = read(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), torch.zeros(3, 4))

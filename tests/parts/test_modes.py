@@ -82,6 +82,16 @@ def test_functions_drop_in_evaluation(function):
     assert torch.equal(function(x, 0.5, False), x)
 
 
+@pytest.mark.parametrize("dropout", [F.dropout, torch.dropout, fast.functional.dropout])
+def test_functions_are_called_otherwise(dropout):
+    x = torch.ones(4, 50)
+    with DropoutCalls(lambda p, training: (p / 2, not training)) as calls:
+        assert torch.equal(dropout(x, 0.5, True), x)
+        assert calls.count == 0
+        assert dropout(x, 0.5, False).max().item() == pytest.approx(1 / 0.75)
+        assert calls.count == 1
+
+
 @pytest.mark.parametrize("name", sorted(function.__name__ for function in FAST_DROPPING_FUNCTIONS))
 def test_homeostats_functions_drop_in_evaluation(name):
     function = getattr(fast.functional, name)

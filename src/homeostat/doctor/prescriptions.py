@@ -46,8 +46,9 @@ def prescriptions(chart: Chart) -> list[Change]:
     ]
     if any(group.get("weight_decay") for group in training.optimizer.param_groups):
         found.append(ScalePenalty.of(training, 0.01))
-    if any(drop_probability(module) for module in training.model.modules()):
-        found += _made(lambda: SetDropout.of(training, 0.0))
+    functions = () if chart.probe is None else chart.probe.drops
+    if functions or any(drop_probability(module) for module in training.model.modules()):
+        found += _made(lambda: SetDropout.of(training, 0.0, functions=functions))
     if training.batch_size != BATCH < (chart.train.total or len(chart.train)):
         found.append(BatchSize.of(training, BATCH))
     return [*found, MoreEpochs.of(training, 4.0), MoreEpochs.of(training, 10.0)]

@@ -88,33 +88,50 @@ def dropping(model: nn.Module, layers: Iterable[nn.Module] = ()) -> Iterator[Dro
         yield calls
 
 
+def _always(p: float, training: bool) -> tuple[float, bool]:
+    return p, training or p > 0
+
+
 class DropoutCalls(TorchFunctionMode):
     """While it is on, torch's and homeostat's dropout functions drop whatever mode they are told, if p is above 0.
 
     Being a torch function mode, it also closes the fused paths of torch's encoder layers, which would drop nothing.
+
+    Args:
+        altered: (p, training) of a call -> those that it is made with instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, altered: Callable[[float, bool], tuple[float, bool]] = _always) -> None:
         super().__init__()
+        self.altered = altered
         self.count = 0
         """How many calls dropped something."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Switch a dropout function to training; pass on everything else."""
+        """Call a dropout function otherwise; pass on everything else."""
         kwargs = kwargs or {}
+        asked = dropout_asked(func, args, kwargs)
+        if asked is None:
+            return func(*args, **kwargs)
+        p, training = self.altered(*asked)
+        self.count += training and p > 0
         if func in FAST_DROPPING_FUNCTIONS:
             call = fast_dropout_call(func, args, kwargs)
-            if fast_dropout_probability(call):
-                self.count += 1
-                call.arguments["training"] = True
+            call.arguments.update({_fast_name(call): p, "training": training})
             return func(*call.args, **call.kwargs)
-        if func not in DROPPING_FUNCTIONS:
-            return func(*args, **kwargs)
-        input, p, rest = dropout_arguments(args, kwargs)
-        if p == 0:
-            return func(*args, **kwargs)
-        self.count += 1
-        return func(input, p, True, **rest)
+        input, _, rest = dropout_arguments(args, kwargs)
+        return func(input, p, training, **rest)
+
+
+def dropout_asked(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[float, bool] | None:
+    """(p, training) of a call of one of torch's or homeostat's dropout functions; None for any other function."""
+    if function in FAST_DROPPING_FUNCTIONS:
+        call = fast_dropout_call(function, args, kwargs)
+        return fast_dropout_probability(call), call.arguments["training"]
+    if function not in DROPPING_FUNCTIONS:
+        return None
+    training = args[2] if len(args) > 2 else kwargs.get(DROPPING_FUNCTIONS[function], True)
+    return dropout_arguments(args, kwargs)[1], training
 
 
 def dropout_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, float, dict[str, Any]]:
@@ -133,8 +150,12 @@ def fast_dropout_call(function: Callable[..., Any], args: Any, kwargs: Mapping[s
 
 def fast_dropout_probability(call: inspect.BoundArguments) -> float:
     """The probability of dropping in such a call."""
-    p: float = call.arguments["p" if "p" in call.arguments else "drop_prob"]
+    p: float = call.arguments[_fast_name(call)]
     return p
+
+
+def _fast_name(call: inspect.BoundArguments) -> str:
+    return "p" if "p" in call.arguments else "drop_prob"
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.doctor.changes.change import CannotApply, Change, Safety
+from homeostat.doctor.changes.dropping import dropping
 from homeostat.doctor.changes.optimizer import Numbers, option_diff, set_option, settings_of, shown
 from homeostat.doctor.changes.places import find
 from homeostat.errors import HomeostatError, NoEffectWarning
@@ -192,37 +193,52 @@ class SetDropout(Change):
     Args:
         probabilities: (name, p) of every layer.
         before: theirs, in the same order.
+        functions: (p before, p) of every dropout function that `forward` calls by itself.
     """
 
     probabilities: tuple[tuple[str, float], ...]
     before: Numbers = ()
+    functions: tuple[tuple[float, float], ...] = ()
 
     slug: ClassVar[str] = "set-dropout"
     family: ClassVar[str] = "dropout"
     safety: ClassVar[Safety] = "safe"
 
     @classmethod
-    def of(cls, training: Training, factor: float, layers: tuple[str, ...] | None = None) -> SetDropout:
-        """The probabilities of a training times `factor`, at most 1; of some layers, or of all."""
+    def of(
+        cls, training: Training, factor: float, layers: tuple[str, ...] | None = None, functions: Numbers = ()
+    ) -> SetDropout:
+        """The probabilities of a training times `factor`, at most 1; of some layers, or of all, and of functions.
+
+        Args:
+            functions: the probabilities that `forward` calls dropout functions with; see `Probe.drops`.
+        """
         modules = dict(training.model.named_modules())
         found = {name: drop_probability(module) for name, module in modules.items() if _option(module)}
         chosen = {name: p for name, p in found.items() if p > 0 and (layers is None or name in layers)}
-        return cls(tuple((name, min(1.0, p * factor)) for name, p in chosen.items()), tuple(chosen.values()))
+        return cls(
+            tuple((name, min(1.0, p * factor)) for name, p in chosen.items()),
+            tuple(chosen.values()),
+            tuple((p, min(1.0, p * factor)) for p in dict.fromkeys(functions)),
+        )
 
     def apply(self, training: Training) -> None:
-        if not self.probabilities:
-            raise CannotApply("the model has no dropout layer; functions called in forward cannot be changed")
+        if not self.probabilities and not self.functions:
+            raise CannotApply("the model has no dropout layer, and calls no dropout function")
         for name, p in self.probabilities:
             layer = find(training.model, name)
             option = _option(layer)
             if option is None:
                 raise CannotApply(f"{name!r} is no dropout layer now")
             setattr(layer, option, p)
+        if self.functions:
+            training.model = dropping(training.model, dict(self.functions))
 
     @property
     def what(self) -> str:
-        after = tuple(p for _, p in self.probabilities)
-        return f"dropout {shown(self.before)} → {shown(after)}"
+        before = (*self.before, *(p for p, _ in self.functions))
+        after = tuple(p for _, p in (*self.probabilities, *self.functions))
+        return f"dropout {shown(before)} → {shown(after)}"
 
     @property
     def where(self) -> tuple[str, ...]:
@@ -230,7 +246,10 @@ class SetDropout(Change):
 
     @property
     def diff(self) -> str:
-        return "\n".join(f'+model.get_submodule("{name}").p = {p:g}' for name, p in self.probabilities)
+        lines = [f'+model.get_submodule("{name}").p = {p:g}' for name, p in self.probabilities]
+        for before, p in self.functions:
+            lines += [f"-x = F.dropout(x, {before:g}, self.training)", f"+x = F.dropout(x, {p:g}, self.training)"]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from homeostat.doctor.network.signals import Signal, Slopes, rank_of, signal_of,
 from homeostat.kernels.moments import moments
 from homeostat.parts.init.sites import weight_operand
 from homeostat.parts.layers import role_of, tensors_in
-from homeostat.parts.modes import drop_probability
+from homeostat.parts.modes import drop_probability, dropout_asked
 
 _FUNCTIONS = frozenset(
     {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_", "celu", "gelu", "silu"}
@@ -97,6 +97,10 @@ class Watcher:
     last_weight: str = ""
     weights: dict[nn.Parameter, str] = field(default_factory=dict)
     """Parameters that functions were called with as weights, and the functions' names."""
+    dropping: int = 0
+    """How many layers are running that drop."""
+    drops: list[float] = field(default_factory=list)
+    """The probabilities with which dropout functions dropped that no such layer called."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -113,6 +117,7 @@ class Watcher:
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.inside += 1
+        self.dropping += drop_probability(module) > 0
         given = _floating(args)
         if getattr(module, "inplace", False) and given is not None:
             self.kept[module] = given.detach().clone()
@@ -124,6 +129,7 @@ class Watcher:
             if self.inside == 1 and made is not None:
                 self._note(name, type(module).__name__, made, given, module, module.forward)
             self.inside -= 1
+            self.dropping -= drop_probability(module) > 0
 
         return leave
 
@@ -176,7 +182,7 @@ class Watcher:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees activations that are called as bare functions, and functions that are called on a parameter as weight."""
+    """Sees activations and dropout that are called as bare functions, and functions that take a parameter as weight."""
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()
@@ -185,6 +191,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        p, drops = dropout_asked(func, args, kwargs) or (0.0, False)
+        self.watcher.drops += [p] if drops and p > 0 and not self.watcher.dropping else []
         weight = _weight_of(name.strip("_"), args, kwargs)
         if weight is not None:
             self.watcher.weights[weight] = name.strip("_")

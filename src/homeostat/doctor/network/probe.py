@@ -53,6 +53,8 @@ class Probe:
     clipping: Clipping | None = None
     error: str = ""
     """What backward raised."""
+    drops: tuple[float, ...] = ()
+    """The probabilities with which dropout functions dropped that no dropout layer called."""
 
     def of(self, *roles: str) -> tuple[LayerFacts, ...]:
         """The layers with these roles."""
@@ -99,7 +101,10 @@ def take(training: Training, batch: Examples) -> Probe:
     named = dict(own.model.named_parameters())
     gradients = {name: norm_of(p.grad) for name, p in named.items() if p.grad is not None}
     layers = tuple(seen.facts(watcher.weights) for seen in watcher.seen)
-    return Probe(layers, outputs.detach(), batch.targets, float(loss.detach()), gradients, given, _clipping(own), error)
+    return Probe(
+        layers, outputs.detach(), batch.targets, float(loss.detach()), gradients, given, _clipping(own), error,
+        tuple(watcher.drops),
+    )  # fmt: skip
 
 
 def _backward(loss: Tensor) -> str:

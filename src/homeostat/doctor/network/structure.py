@@ -23,7 +23,7 @@ from homeostat.errors import HomeostatError
 from homeostat.parts.dataflow import Dataflow, Node, Value, record
 from homeostat.parts.init.residual import find_branches
 from homeostat.parts.layers import Sample
-from homeostat.parts.modes import DROPPING_FUNCTIONS, FAST_DROPPING_FUNCTIONS, drop_probability
+from homeostat.parts.modes import drop_probability, dropout_asked
 from homeostat.parts.norm import is_norm
 
 Output: TypeAlias = str | int | Callable[[Any], Any] | None
@@ -70,6 +70,8 @@ class Structure:
     """The names of dropout layers that ran."""
     functional: frozenset[str]
     """"norm", "dropout" and "activation", where bare functions do their work."""
+    dropping: tuple[float, ...]
+    """The probabilities with which dropout functions drop in evaluation mode too, one for each call."""
 
     def into(self, target: str | None) -> tuple[Link, ...]:
         """The links that end in front of a weight layer; None: at the output."""
@@ -129,27 +131,38 @@ def read(model: nn.Module, sample: Sample, output: Output = None) -> Structure:
         [(None, '0', []), ('0', '3', ['relu', 'dropout']), ('3', None, [])]
     """
     try:
-        with _visible_dropout(model):
+        with _visible_dropout(model) as dropping:
             flow = record(model, sample)
-        return _structure(flow, output)
+        return _structure(flow, output, tuple(dropping))
     except Exception as error:  # whatever somebody else's model may raise: the examination goes on without structure
         raise Unreadable(f"{type(model).__name__} cannot be followed: {type(error).__name__}: {error}") from error
 
 
 class _VisibleDropout(TorchFunctionMode):
-    """Dropout functions that hand back their input give a copy of it, which shows in a dataflow."""
+    """Dropout functions that hand back their input give a copy of it, which shows in a dataflow; those that drop are
+    noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropping: list[float] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in DROPPING_FUNCTIONS or func in FAST_DROPPING_FUNCTIONS:
-            given = args[0] if args else (kwargs or {}).get("input")
-            return given.clone() if isinstance(given, Tensor) and result is given else result
-        return result
+        kwargs = kwargs or {}
+        result, asked = func(*args, **kwargs), dropout_asked(func, args, kwargs)
+        if asked is None:
+            return result
+        p, training = asked
+        self.dropping += [p] if training and p > 0 else []
+        given = args[0] if args else kwargs.get("input")
+        return given.clone() if isinstance(given, Tensor) and result is given else result
 
 
 @contextmanager
-def _visible_dropout(model: nn.Module) -> Iterator[None]:
-    """The same for dropout layers, also for those that return early when they do not train."""
+def _visible_dropout(model: nn.Module) -> Iterator[list[float]]:
+    """The same for dropout layers, also for those that return early when they do not train.
+
+    Gives the probabilities with which functions drop.
+    """
 
     def copied(module: nn.Module, args: Any, output: Any) -> Any:
         return output.clone() if isinstance(output, Tensor) and any(output is given for given in args) else output
@@ -157,8 +170,8 @@ def _visible_dropout(model: nn.Module) -> Iterator[None]:
     drops = [module for module in model.modules() if _drops(module)]
     handles = [module.register_forward_hook(copied) for module in drops]
     try:
-        with _VisibleDropout():
-            yield
+        with _VisibleDropout() as functions:
+            yield functions.dropping
     finally:
         for handle in handles:
             handle.remove()
@@ -179,7 +192,7 @@ def _connected(links: Sequence[Link]) -> bool:
     return None in reached
 
 
-def _structure(flow: Dataflow, output: Output) -> Structure:
+def _structure(flow: Dataflow, output: Output, dropping: tuple[float, ...]) -> Structure:
     ways, returned = Ways(flow), _returned(flow, output)
     targets = ways.targets()
     ends: list[tuple[str | None, Value]] = [*targets, *([] if returned is None else [(None, returned)])]
@@ -192,6 +205,7 @@ def _structure(flow: Dataflow, output: Output) -> Structure:
         norms=tuple(dict.fromkeys(call.name for call in flow.calls if is_norm(call.module))),
         dropouts=tuple(dict.fromkeys(call.name for call in flow.calls if _drops(call.module))),
         functional=_functional(ways, found),
+        dropping=dropping,
     )
 
 

@@ -26,6 +26,7 @@ from homeostat.doctor.rules.data_splits import SharedExamples, SplitMismatch, Sp
 from homeostat.doctor.rules.functions import MissingActivation, UnsuitedActivation
 from homeostat.doctor.rules.generalization import (
     BelowBaseline,
+    DropoutInEvaluation,
     Overfitting,
     StrongDecay,
     StrongDropout,
@@ -190,6 +191,7 @@ GENERALIZATION: tuple[type[Rule], ...] = (
     StrongDropout,
     StrongDecay,
     BelowBaseline,
+    DropoutInEvaluation,
 )
 
 RULES: tuple[type[Rule], ...] = (*DATA, *LOSS, *INIT, *SIGNAL, *GRADIENT, *NORM, *OPTIMIZER, *GENERALIZATION)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 
 from homeostat.doctor.changes.change import Change
+from homeostat.doctor.changes.dropping import FollowMode
 from homeostat.doctor.changes.regularization import AddDecay, AddDropout, ScalePenalty, SetDropout
 from homeostat.doctor.changes.schedule import MoreEpochs
 from homeostat.doctor.chart import Chart
@@ -100,7 +101,7 @@ class Underfitting(Rule):
     code = "GEN002"
     slug = "underfitting"
     causes = ("underfitting",)
-    requires = ("DAT", "LOS", "INI", "SIG", "GRD", "NRM", "OPT", "GEN003", "GEN004")
+    requires = ("DAT", "LOS", "INI", "SIG", "GRD", "NRM", "OPT", "GEN003", "GEN004", "GEN007")
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         course, baselines = chart.course, chart.baselines
@@ -167,8 +168,8 @@ class TooFewEpochs(Rule):
 class StrongDropout(Rule):
     """Dropout leaves too little of the signal.
 
-    What it checks: the probabilities of all dropout layers, in attention and recurrent layers too, in a training that
-    does not do well on its training examples.
+    What it checks: the probabilities of all dropout layers, in attention and recurrent layers too, and of dropout
+    functions that `forward` calls by itself, in a training that does not do well on its training examples.
 
     Why it hurts: with probability p of dropping, 1 - p of the units are left, and their noise has p / (1 - p) times the
     signal's power; several layers multiply. Narrow layers lose whole features.
@@ -189,20 +190,23 @@ class StrongDropout(Rule):
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         training = chart.training
-        drops = {name: drop_probability(module) for name, module in training.model.named_modules()}
-        drops = {name: p for name, p in drops.items() if p > 0}
-        largest = max(drops.values(), default=0.0)
+        layers = {name: drop_probability(module) for name, module in training.model.named_modules()}
+        layers = {name: p for name, p in layers.items() if p > 0}
+        functions = () if chart.probe is None else chart.probe.drops
+        drops = [*layers.values(), *functions]
+        largest = max(drops, default=0.0)
         if largest < SOME_DROPOUT:
             return
-        kept = math.prod(1 - p for p in drops.values())
-        where = max(drops, key=lambda name: drops[name])
+        kept = math.prod(1 - p for p in drops)
+        counts = {"dropout layer": len(layers), "dropout function call": len(functions)}
+        text = " and ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count)
         yield Suspect(
-            f"{len(drops)} dropout layers drop up to {largest:.2g} of the units; together they leave {kept:.2g}.",
+            f"{text} drop{'s' * (len(drops) == 1)} up to {largest:.2g} of the units; {kept:.2g} are left in all.",
             "Leave dropout out until the training works, then begin with 0.1.",
             "likely" if largest > STRONG_DROPOUT and _train_score_low(chart) else "possible",
-            layer=where,
-            evidence=known(largest=largest, layers=len(drops), kept=kept),
-            changes=tuple(SetDropout.of(training, factor) for factor in (0.0, 0.25)),
+            layer=next((name for name, p in layers.items() if p == largest), None),
+            evidence=known(largest=largest, layers=len(layers), functions=len(functions), kept=kept),
+            changes=tuple(SetDropout.of(training, factor, functions=functions) for factor in (0.0, 0.25)),
         )
 
 
@@ -282,11 +286,51 @@ class BelowBaseline(Rule):
         yield Suspect(chart.ill, cure, "certain", evidence=evidence)
 
 
+class DropoutInEvaluation(Rule):
+    """Dropout goes on in evaluation.
+
+    What it checks: which calls of dropout functions drop while the model runs in evaluation mode: `F.dropout(x, 0.5)`
+    without `training=self.training`, and layers that do not follow the model's mode.
+
+    Why it hurts: predictions are noise in part, and differ from call to call; scores are those of a network of which
+    units are missing, and so is what is chosen by them.
+
+    Threshold and its source: none. It convicts where the training recovers, or clearly wins, once evaluation drops
+    nothing.
+
+    False alarms: Monte Carlo dropout drops in evaluation on purpose, and averages many predictions; a single one is
+    what is scored here.
+
+    Repair and its safety: dropout functions follow the mode. Unsafe: in evaluation the model computes something else.
+
+    References: PyTorch's documentation of torch.nn.functional.dropout (training=True is the default); Gal & Ghahramani
+    2016, arXiv:1506.02142 (Monte Carlo dropout).
+    """
+
+    code = "GEN007"
+    slug = "dropout-in-evaluation"
+    causes = ("train_eval_gap",)
+
+    def check(self, chart: Chart) -> Iterator[Suspect]:
+        found = () if chart.structure is None else chart.structure.dropping
+        if not found:
+            return
+        yield Suspect(
+            f"In evaluation mode {len(found)} call{'s' * (len(found) > 1)} of dropout functions still "
+            f"drop{'s' * (len(found) == 1)}, up to {max(found):.2g} of the units.",
+            "Pass training=self.training to dropout functions, or use nn.Dropout layers.",
+            "likely",
+            evidence=known(calls=len(found), largest=max(found)),
+            changes=(FollowMode(found),),
+        )
+
+
 def _regularize(chart: Chart, best: Mark, fallen: bool) -> tuple[Change, ...]:
     training = chart.training
     share = best.step / max(1, chart.course.total)
     changes: tuple[Change, ...] = (MoreEpochs.of(training, share),) if fallen and 0 < share < 1 else ()
     drops = any(drop_probability(module) > 0 for module in training.model.modules())
+    drops = drops or (chart.probe is not None and bool(chart.probe.drops))
     return (*changes, AddDecay.of(training, _DECAY), *(() if drops else (AddDropout(STRONG_DROPOUT),)))
 
 
