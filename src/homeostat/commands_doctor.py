@@ -93,12 +93,13 @@ def repair(spec: str, *, unsafe: bool, budget: str, seed: int, out: str | None) 
     print_examination(done.before, console)
     console.print()
     print_repair(done, console)
-    if not done.changes and done.before and not unsafe:
+    cured = not done.before or (bool(done.changes) and not done.ill)
+    if not cured and not unsafe:
         _say(console, "With --unsafe, changes are tried too that alter the function the model computes now.")
     if out is not None:
         _write_repair(done, Path(out), spec)
         _say(console, f"\nReport, changes and the repaired model's initial weights: {out}")
-    return 0 if done.changes or not done.before else NOT_REPAIRED
+    return 0 if cured else NOT_REPAIRED
 
 
 def explain(asked: str | None) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import invented_examinations as invented
 import pytest
 from typer.testing import CliRunner
 
@@ -135,6 +136,14 @@ def test_a_repair_is_shown_as_lines_with_its_proof_and_written(folder: Path) -> 
     diff = (folder / "repaired" / "changes.diff").read_text()
     assert all(line[:1] in "+-" for line in diff.splitlines())
     assert "Before and after" in (folder / "repaired" / "report.html").read_text()
+
+
+def test_what_is_better_and_still_ill_is_not_called_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands_doctor, "repair_training", lambda *args, **settings: invented.repair("better"))
+    code, out, _ = homeostat("repair", "mine:maximizing", *STEPS)
+    assert code == commands_doctor.NOT_REPAIRED == 6
+    assert "still ill" in out
+    assert "With --unsafe" in out
 
 
 def test_what_is_healthy_is_not_repaired(folder: Path) -> None:

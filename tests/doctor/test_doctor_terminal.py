@@ -58,6 +58,7 @@ def test_a_repair_prints_lines_to_apply() -> None:
     assert "+optimizer = SGD(model.parameters(), lr=0.05)" in text
     assert "He initialization (body.0.linear, body.1.linear)" in text
     assert "shuffle the training data" in text
+    assert "Better by 2 changes, and still ill" in printed(print_repair, invented.repair("better"), width=120)
     assert "No repair was found" in printed(print_repair, invented.repair("nothing"))
 
 

@@ -1,14 +1,22 @@
 """A repair makes new objects, proves what it did, keeps no more than it needs, and leaves what works alone."""
 
 import copy
+from math import nan
 
 import pytest
 import torch
-from test_examine import TRAIN, VALID, X, mlp, training_of
+from test_examine import TRAIN, VALID, X, Y, mlp, training_of
 from torch import nn
 from torch.nn import functional as F
 
 import homeostat as hs
+from homeostat.doctor.arms import Arms
+from homeostat.doctor.budget import Deadline
+from homeostat.doctor.changes.optimizer import ScaleLearningRate
+from homeostat.doctor.course import mark_steps
+from homeostat.doctor.data.baselines import measure_baselines
+from homeostat.doctor.proof import PairedProof, confirmed, prove
+from homeostat.doctor.score import score_of
 from homeostat.errors import HomeostatError
 
 
@@ -100,3 +108,67 @@ def test_labels_that_tell_nothing_are_not_repaired_but_told():
 def test_only_trainings_are_repaired():
     with pytest.raises(HomeostatError, match="be a homeostat"):
         hs.repair(F.relu)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "known", "wanted"),
+    [
+        ((nan,) * 5, (0.5,) * 5, {"floor": 0.5}, False),
+        ((nan,) * 5, (0.9,) * 5, {"floor": 0.5}, True),
+        ((-100.0,) * 5, (0.0,) * 5, {}, False),
+        ((0.9,) * 5, (nan,) * 5, {"floor": -1.0}, False),
+        ((0.9,) * 5, (0.95,) * 5, {"error": 0.03}, False),
+        ((0.9,) * 5, (0.97,) * 5, {"error": 0.03}, True),
+        ((0.9,) * 5, (0.905,) * 5, {}, False),
+        ((0.5,), (0.54,), {}, False),
+        ((0.5,), (0.6,), {"error": 0.03}, True),
+        ((0.5,), (0.6,), {"error": 0.06}, False),
+    ],
+    ids=[
+        *("constant", "cured", "as bad as the mean", "diverges", "by chance", "beyond chance", "not worth it"),
+        *("one pair, little", "one pair, much", "one pair, by chance"),
+    ],
+)
+def test_a_gain_counts_from_a_constant_answer_and_is_beyond_chance(before, after, known, wanted):
+    assert confirmed(PairedProof("accuracy", before, after, tuple(range(len(before))), 100, **known)) is wanted
+
+
+def test_a_change_after_which_the_answer_is_constant_proves_nothing():
+    model = mlp()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    training = training_of(model, lr=1e30, epochs=4)
+    examples = training.examples("train"), training.examples("valid")
+    score = score_of(None, torch.zeros(30, 3), Y)
+    arms = Arms(training, examples, score, 0, mark_steps(40))
+    baselines = measure_baselines(*examples, score, Deadline())
+    proof = prove(arms, baselines, (ScaleLearningRate.of(training, 0.0),), 0, Deadline(), lambda stage, share: None)
+    assert "diverged → 0." in str(proof)
+    assert proof.gains == (0.0,) * 5
+    assert not confirmed(proof)
+    assert proof.ill.startswith("It ends below")
+
+
+class SeesOne(nn.Module):
+    """Of all inputs it sees one."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.linear(x[:, :1])
+
+
+def test_what_is_better_and_still_ill_is_told_so():
+    target = X[:, :1] + X[:, 1:2]
+    model = SeesOne()
+    training = training_of(
+        model, F.mse_loss, (X[:300], target[:300]), (X[300:], target[300:]), epochs=5,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1, maximize=True),
+    )  # fmt: skip
+    repair = hs.repair(training, budget=50, unsafe=False)
+    assert repair.proof.gain.estimate > 0.2
+    assert "below a linear model" in repair.ill
+    assert "and still ill" in repair.verdict
+    assert any("GEN006" in line for line in repair.advice)

@@ -22,7 +22,7 @@ INFO = {
     "version": "0.1.0",
     "environment": {"python": "3.11.2", "cores": "2"},
 }
-REPAIRS = ("proved", "single", "nothing")
+REPAIRS = ("proved", "single", "better", "nothing")
 VOID = {"meta", "wbr", "br"}
 
 

@@ -4,8 +4,8 @@ Those are loaded when one runs, so that help needs no torch.
 
 Exit codes: 0 done; 1 an error of homeostat's own; 2 something in the request cannot be used (nothing was lost), which
 it cannot either where no trial of a study ended well; 3 a study ended, but some of its trials failed; 4 the worst that
-an examination found is a warning; 5 it found an error; 6 a training is ill and no repair was confirmed; 130 interrupted
-(the same command goes on where it stopped).
+an examination found is a warning; 5 it found an error; 6 a training stays ill, since no repair was confirmed that makes
+it well; 130 interrupted (the same command goes on where it stopped).
 """
 
 from __future__ import annotations

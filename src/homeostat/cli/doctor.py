@@ -73,7 +73,7 @@ def repair(
 ) -> None:
     """Repair a training: the smallest set of changes that helps, as lines of code, with the proof by paired runs.
 
-    Exit code 6: the training is ill, and no repair was confirmed.
+    Exit code 6: the training stays ill; no repair was confirmed, or one that makes it better and not well.
     """
 
     def run() -> int:

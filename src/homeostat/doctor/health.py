@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MARGIN = 0.05
 """The least difference of accuracy or R² that matters here: what benchmarks/doctor.py calls repaired is within it."""
 
+WORTH = 0.01
+"""A change is worth making for a gain of at least this, a point of accuracy or R²."""
+
 ERRORS = 3.0
 """So many standard errors of a score are chance."""
 

@@ -52,8 +52,8 @@ class Repair:
     Attributes:
         training: new objects with the changes made, not trained yet; a plain copy if nothing helped.
         changes: what was changed, in the order in which it was applied.
-        proof: the paired comparison; None if nothing was changed.
-        before, after: the examinations of the training as given and as repaired.
+        proof: the paired comparison; None where there was nothing to compare.
+        before: the examination of the training as given.
         original: the user's training, as it was: taking it back is all there is to an undo.
         advice: what was found and cannot be repaired without changing code or data.
     """
@@ -64,7 +64,6 @@ class Repair:
     before: Examination
     original: Training
     advice: tuple[str, ...] = ()
-    after: Examination | None = None
     seconds: float = 0.0
     arm: Arm | None = field(default=None, repr=False)
 
@@ -74,11 +73,19 @@ class Repair:
         return "\n".join(change.diff for change in self.changes if change.diff)
 
     @property
+    def ill(self) -> str:
+        """Why the training is ill with the changes too, though better; empty if it is not, or nothing was changed."""
+        return self.proof.ill if self.changes and self.proof is not None else ""
+
+    @property
     def verdict(self) -> str:
         """In one sentence."""
         if self.changes:
             names = "; ".join(change.what for change in self.changes)
-            return f"Repaired by {len(self.changes)} change{'s' * (len(self.changes) > 1)}: {names}. {self.proof}."
+            count = f"{len(self.changes)} change{'s' * (len(self.changes) > 1)}"
+            if self.ill:
+                return f"Better by {count}, and still ill: {names}. {self.proof}. {self.ill}"
+            return f"Repaired by {count}: {names}. {self.proof}."
         if not self.before:
             return "Nothing to repair: the examination found no warning."
         return "No repair was found that the paired comparison confirms."
@@ -149,7 +156,7 @@ def _repaired(
     search = Search(examination, unsafe, deadline.share(_SEARCH), say)
     arm = examination.arms.arm(search.run())
     chosen = arm.changes
-    proof = prove(examination.arms, chosen, seed, deadline, say) if chosen else None
+    proof = prove(examination.arms, search.chart.baselines, chosen, seed, deadline, say) if chosen else None
     seconds = clock.passed_seconds
     if proof is None or not confirmed(proof):
         return Repair(training.copy(), (), proof, examination, training, _advice(examination, ()), seconds=seconds)
@@ -157,8 +164,8 @@ def _repaired(
     for change in chosen:
         change.apply(repaired)
     changes = tuple(_applied(change, search.reasons) for change in chosen)
-    advice = _advice(examination, changes)
-    return Repair(repaired, changes, proof, examination, training, advice, seconds=seconds, arm=arm)
+    advice = _advice(examination, changes, proof.ill)
+    return Repair(repaired, changes, proof, examination, training, advice, seconds, arm)
 
 
 def _applied(change: Change, reasons: dict[Change, Charge]) -> Applied:
@@ -168,8 +175,8 @@ def _applied(change: Change, reasons: dict[Change, Charge]) -> Applied:
     return Applied(change.what, change.where, why, change.diff, change.safety, code)
 
 
-def _advice(examination: Examination, changes: Sequence[Applied]) -> tuple[str, ...]:
-    """The remedies of findings that no change took care of; that it was ill is no advice once it is repaired."""
-    done = {change.code for change in changes} | ({BelowBaseline.code} if changes else set())
+def _advice(examination: Examination, changes: Sequence[Applied], ill: str = "") -> tuple[str, ...]:
+    """The remedies of findings that no change took care of; that it was ill is no advice once it is well."""
+    done = {change.code for change in changes} | ({BelowBaseline.code} if changes and not ill else set())
     found = [f for f in examination.findings if f.severity != "info" and f.code not in done and f.remedy]
     return tuple(dict.fromkeys(f"{finding.code}: {finding.remedy}" for finding in found))

@@ -13,16 +13,13 @@ from homeostat.doctor.arms import Changes, squeezed
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.examine import Examination
-from homeostat.doctor.health import illness
+from homeostat.doctor.health import WORTH, illness
 from homeostat.doctor.judge import Say
 from homeostat.doctor.prescriptions import bundles, prescriptions
 from homeostat.doctor.proof import common_mark
 
 SEARCH_SEEDS = 3
 """Seeds by which a set of changes is judged, where a training takes little time."""
-
-WORTH = 0.01
-"""A change is worth making for a gain of at least this, a point of accuracy or R²."""
 
 _SETS = 40  # of changes that a search tries
 _PART = 0.7  # of the time left that one round may take

@@ -276,7 +276,7 @@ def _repair(repair: Repair, known: set[str]) -> dict[str, Any]:
         "pairs": None if proof is None else _pairs(proof),
         "rows": [] if proof is None else _pair_rows(proof),
         "metric": "" if proof is None else proof.metric,
-        "diverged": proof is not None and min(*proof.before, *proof.after) <= -1.0,
+        "floored": proof is not None and proof.floored,
         "interval": "" if proof is None else f"{_signed(proof.gain.estimate)}; {_interval(proof)}",
     }
 
@@ -284,8 +284,6 @@ def _repair(repair: Repair, known: set[str]) -> dict[str, Any]:
 def _before_after(repair: Repair, before: Course) -> Picture | None:
     """Both learning curves; by the share of the training, where a change makes it longer."""
     after = None if repair.arm is None else repair.arm.course
-    if after is None and repair.after is not None and repair.after.chart is not None:
-        after = repair.after.chart.course
     lines = [_renamed(line, "before", "second") for line in _score_lines(before, "before", "")]
     if after is not None:
         lines += [_renamed(line, "after", "after") for line in _score_lines(after, "after", "")]
@@ -310,8 +308,8 @@ def _pairs(proof: PairedProof) -> Picture:
 
 def _pair_rows(proof: PairedProof) -> list[tuple[str, str, str, str]]:
     return [
-        (str(seed), score_text(low), score_text(high), _signed(high - low))
-        for seed, low, high in zip(proof.seeds, proof.before, proof.after, strict=True)
+        (str(seed), score_text(low), score_text(high), _signed(gain))
+        for seed, low, high, gain in zip(proof.seeds, proof.before, proof.after, proof.gains, strict=True)
     ]
 
 
