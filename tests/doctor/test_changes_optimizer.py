@@ -107,6 +107,34 @@ def test_a_rate_that_is_a_tensor_stays_one():
     assert float(rate) == pytest.approx(0.1)
 
 
+def test_a_rate_of_0_begins_from_what_a_scheduler_left_or_from_what_is_customary():
+    given = grouped()
+    torch.optim.lr_scheduler.LambdaLR(given.optimizer, lambda step: step / 10)
+    assert rates(given) == [0.0, 0.0]
+    change = ScaleLearningRate.of(given, 10)
+    assert change.what == "learning rate 0 → 1, 0.1"
+    assert '+optimizer.param_groups[1]["lr"] = 0.1' in change.diff
+    for _ in range(2):
+        change.apply(given)
+        assert rates(given) == pytest.approx([1.0, 0.1])
+    for kind, usual in ((torch.optim.SGD, 0.01), (torch.optim.Adagrad, 0.01), (torch.optim.AdamW, 0.001)):
+        model = mlp()
+        given = training(model, kind(model.parameters(), lr=0.0))
+        ScaleLearningRate.of(given, 0.1).apply(given)
+        assert rates(given) == pytest.approx([0.1 * usual])
+
+
+@pytest.mark.parametrize(("before", "after"), [((0.0, 0.0), (1e-3, 1e-3)), ((0.0, 0.1), (0.0, 1e-3))])
+def test_another_optimizer_gives_a_rate_to_groups_that_all_have_none(before, after):
+    given = grouped()
+    for group, rate in zip(given.optimizer.param_groups, before, strict=True):
+        group["lr"] = rate
+    change = SwapOptimizer.of(given, "adamw")
+    for _ in range(2):
+        change.apply(given)
+        assert rates(given) == pytest.approx(after)
+
+
 def test_a_rate_is_not_carried_over_to_another_optimizer():
     given = grouped()
     change = ScaleLearningRate.of(given, 0.1)

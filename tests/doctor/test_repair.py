@@ -70,6 +70,15 @@ def test_the_repair_of_a_flipped_sign_is_one_safe_change_with_the_weights_kept()
     assert repair.undo() is training
 
 
+def test_a_warmup_that_has_begun_at_0_is_repaired_by_the_rate_that_it_leads_to():
+    training = training_of(nn.Linear(6, 1), F.mse_loss, (X[:300], X[:300, :1]), (X[300:], X[300:, :1]), epochs=5)
+    torch.optim.lr_scheduler.LambdaLR(training.optimizer, lambda step: step / 10)
+    repair = hs.repair(training, budget=50, unsafe=False)
+    assert "learning rate 0 → 0.1" in {change.what for change in repair.changes if change.code == "OPT002"}
+    assert repair.training.optimizer.param_groups[0]["lr"] == 0.1
+    assert training.optimizer.param_groups[0]["lr"] == 0.0
+
+
 def test_repairing_what_was_repaired_changes_nothing():
     repaired = hs.repair(maximizing(), budget=200).training
     again = hs.repair(repaired, budget=200)

@@ -113,6 +113,24 @@ def test_a_rate_too_low_leaves_weights_in_place_and_the_loss_falling():
     assert [change.factor for change in found.changes] == [100.0, 10.0]
 
 
+def test_a_rate_of_0_is_certain_and_names_what_a_scheduler_left():
+    given = with_optimizer(lambda model: sgd(model, 0.0), epochs=2)
+    (found,) = suspects(LearningRateTooLow, given)
+    assert (found.certainty, found.severity) == ("certain", "error")
+    assert found.changes[0].what == "learning rate 0 → 0.01"
+    assert suspects(LearningRateTooHigh, given) == []
+    given = with_optimizer(adam, epochs=2)
+    torch.optim.lr_scheduler.LambdaLR(given.optimizer, lambda step: step / 10)
+    (found,) = suspects(LearningRateTooLow, given)
+    assert (found.certainty, found.severity) == ("certain", "warning")
+    assert "initial_lr=0.01" in found.message
+    assert found.changes[0].what == "learning rate 0 → 0.01"
+    model = mlp()
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[4].parameters()}]
+    found = suspects(LearningRateTooLow, training(model, torch.optim.SGD(groups, 0.1, momentum=0.9)))
+    assert "certain" not in {suspect.certainty for suspect in found}
+
+
 def test_dead_networks_are_not_laid_on_the_rate():
     given = training(lr=1e-3)
     with torch.no_grad():

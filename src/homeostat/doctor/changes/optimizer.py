@@ -7,6 +7,7 @@ Not random.
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -33,11 +34,13 @@ class ScaleLearningRate(Change):
     Args:
         factor: > 0.
         rates: those before, one per group; see `of`.
+        bases: what is multiplied: `rates`, or what stands in for them where all are 0.
         kind: the optimizer's class, for the text.
     """
 
     factor: float
     rates: Numbers
+    bases: Numbers
     kind: str = "Optimizer"
 
     slug: ClassVar[str] = "scale-learning-rate"
@@ -47,26 +50,29 @@ class ScaleLearningRate(Change):
     @classmethod
     def of(cls, training: Training, factor: float) -> ScaleLearningRate:
         """The change for a training as it is."""
-        return cls(factor, settings_of(training.optimizer, "lr"), type(training.optimizer).__name__)
+        optimizer = training.optimizer
+        return cls(factor, settings_of(optimizer, "lr"), moving_rates(optimizer), type(optimizer).__name__)
 
     def apply(self, training: Training) -> None:
         if type(training.optimizer).__name__ != self.kind:
             raise CannotApply(f"the rate was that of {self.kind}, but the optimizer is {type(training.optimizer)}")
+        known = dict(zip(self.rates, self._after, strict=True))
         for index, group in enumerate(training.optimizer.param_groups):
-            rate = float(group["lr"])
-            before = self.rates[index] if index < len(self.rates) else rate if rate in self.rates else None
-            if before is not None:
-                set_option(group, "lr", before * self.factor)
+            rate = self._after[index] if index < len(self.rates) else known.get(float(group["lr"]))
+            if rate is not None:
+                set_option(group, "lr", rate)
 
     @property
     def what(self) -> str:
-        after = tuple(rate * self.factor for rate in self.rates)
-        return f"learning rate {shown(self.rates)} → {shown(after)}"
+        return f"learning rate {shown(self.rates)} → {shown(self._after)}"
 
     @property
     def diff(self) -> str:
-        after = tuple(rate * self.factor for rate in self.rates)
-        return option_diff(self.kind, "lr", self.rates, after)
+        return option_diff(self.kind, "lr", self.rates, self._after)
+
+    @property
+    def _after(self) -> Numbers:
+        return tuple(base * self.factor for base in self.bases)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class SwapOptimizer(Change):
 
     Args:
         name: adam, adamw, rmsprop or sgd.
-        lr: of the first group; None takes the customary one.
+        lr: of the first group that has one; None takes the customary one.
         before: the optimizer's class and rate, for the text.
     """
 
@@ -148,14 +154,14 @@ class SwapOptimizer(Change):
         old = training.optimizer
         if type(old) is kind and float(old.param_groups[0]["lr"]) == options["lr"]:
             return
-        first = float(old.param_groups[0].get("lr", 1.0)) or 1.0
+        rates = moving_rates(old) or (1.0,) * len(old.param_groups)
+        first = next(rate for rate in rates if rate)
         groups = []
-        for group in old.param_groups:
+        for group, rate in zip(old.param_groups, rates, strict=True):
             new = {name: group[name] for name in _SHARED_OPTIONS if name in group}
             named = group.get("param_names")
             new["params"] = list(zip(named, group["params"], strict=True)) if named else list(group["params"])
-            ratio = abs(float(group.get("lr", first)) / first)
-            groups.append({**new, "lr": options["lr"] * ratio})
+            groups.append({**new, "lr": options["lr"] * abs(rate / first)})
         training.optimizer = kind(groups, **options)
 
     @property
@@ -326,6 +332,25 @@ def settings_of(optimizer: Optimizer, option: str) -> Numbers:
     """A number of every group that has it."""
     found = [group[option] for group in optimizer.param_groups if isinstance(group.get(option), int | float | Tensor)]
     return tuple(float(value) for value in found)
+
+
+def moving_rates(optimizer: Optimizer) -> Numbers:
+    """The rates of the groups; where all are 0, `initial_lr`, as a scheduler leaves it, or what is customary.
+
+    Example:
+        >>> moving_rates(torch.optim.Adam([torch.zeros(1)], lr=0.0))
+        (0.001,)
+    """
+    rates, initial = settings_of(optimizer, "lr"), settings_of(optimizer, "initial_lr")
+    if any(rates):
+        return rates
+    if any(initial) and len(initial) == len(rates):
+        return initial
+    known = inspect.signature(type(optimizer)).parameters.get("lr")
+    usual = [options["lr"] for kind, options in _KINDS.values() if type(optimizer) is kind]
+    if known is not None and isinstance(known.default, int | float) and known.default > 0:
+        usual.append(known.default)
+    return (float((*usual, _KINDS["adam"][1]["lr"])[0]),) * len(rates)
 
 
 def momenta_of(optimizer: Optimizer) -> Numbers:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from homeostat import seeds
-from homeostat.doctor.changes.optimizer import ScaleLearningRate, settings_of, shown
+from homeostat.doctor.changes.optimizer import ScaleLearningRate, moving_rates, settings_of, shown
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.curvature.sharpness import curvature
 from homeostat.doctor.network.step import StepFacts, displacement, goes_up, step_facts
 from homeostat.doctor.rule import Rule, Suspect
+from homeostat.doctor.training import Training
 from homeostat.doctor.trend import Trend, known, trend_of
 from homeostat.errors import HomeostatError
 
@@ -98,8 +99,8 @@ class LearningRateTooHigh(Rule):
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         facts, trend = step_facts(chart), trend_of(chart.course)
-        if chart.course.diverged == 0 or goes_up(facts):
-            return  # the first loss is not finite before any step; or the direction is wrong, not the length
+        if chart.course.diverged == 0 or goes_up(facts) or _stands_still(chart, facts):
+            return  # the first loss is not finite before any step; or its direction is wrong, or there is no step
         sharpness = _sharpness(chart)
         strong, weak = _overshoots(chart, trend), _strides(chart, facts, sharpness)
         if not strong and not weak:
@@ -124,7 +125,8 @@ class LearningRateTooLow(Rule):
     """The learning rate is too low for the length of the training.
 
     What it checks: whether the loss is still falling at the end of the training, or has hardly moved, while the weights
-    have moved by little of their length, or move by far less than is customary at a step.
+    have moved by little of their length, or move by far less than is customary at a step; and whether the rate of every
+    group is 0, so that a step moves nothing.
 
     Why it hurts: a training that has not come to its end is judged too early; many times more epochs would do what ten
     times the rate does.
@@ -132,11 +134,14 @@ class LearningRateTooLow(Rule):
     Threshold and its source: the last fifth of training takes 3 % off the loss, steadily or by 3 standard errors;
     weights moved by less than 0.1 of their length (0.03 with a falling loss counts as strong); or no progress at all
     with steps below 1e-3 of the weights, the customary ratio. None of these convicts: an intervention with 10 to 1000
-    times the rate must recover.
+    times the rate must recover. A rate of 0 needs no threshold.
 
-    False alarms: fine-tuning moves weights little, on purpose. It is not ill, and does not gain from a larger rate.
+    False alarms: fine-tuning moves weights little, on purpose. It is not ill, and does not gain from a larger rate. A
+    scheduler with a warmup from 0 sets the rate to 0 when it is made. Schedulers are not followed here, so that this is
+    said, as a warning, with the `initial_lr` that the scheduler leaves in the optimizer.
 
-    Repair and its safety: the rate times 10 or 100. Safe: the model computes what it did.
+    Repair and its safety: the rate times 10 or 100; where it is 0, `initial_lr`, or what is customary for the
+    optimizer. Safe: the model computes what it did.
 
     References: Smith 2017, arXiv:1506.01186 (range test); You et al. 2017, arXiv:1708.03888 (update ratios).
     """
@@ -147,6 +152,9 @@ class LearningRateTooLow(Rule):
 
     def check(self, chart: Chart) -> Iterator[Suspect]:
         facts, trend, training = step_facts(chart), trend_of(chart.course), chart.training
+        if _stands_still(chart, facts):
+            yield _zero_rate(training)
+            return
         if facts is None or not facts.total_gradient > 0 or chart.course.ended or goes_up(facts):
             return
         moved, falling = moved_by(chart, whole=True), falls(trend)
@@ -209,6 +217,32 @@ class UnsuitedBatchSize(Rule):
             change = BatchSize.of(training, _GOOD_BATCH)
             cure = f"Use batches of {_GOOD_BATCH}."
             yield Suspect(text, cure, "possible", evidence=evidence, causes=causes, changes=(change,))
+
+
+def _stands_still(chart: Chart, facts: StepFacts | None) -> bool:
+    """Whether the rate of every group is 0, and a step moves nothing."""
+    rates = settings_of(chart.training.optimizer, "lr")
+    return bool(rates) and not any(rates) and (facts is None or not facts.update > 0)
+
+
+def _zero_rate(training: Training) -> Suspect:
+    """A rate of 0: by a warmup, where a scheduler has left the rate that it leads to."""
+    optimizer = training.optimizer
+    initial, kind = settings_of(optimizer, "initial_lr"), type(optimizer).__name__
+    text = "The learning rate is 0, so that no step changes anything"
+    cure = f"Set the learning rate; {shown(moving_rates(optimizer))} is customary for {kind}."
+    if any(initial):
+        text += f": a scheduler has set it there, from initial_lr={shown(initial)}, and is not followed here"
+        cure = "Examine with an optimizer that no scheduler was made for, and the rate that a warmup leads to."
+    return Suspect(
+        f"{text}.",
+        cure,
+        "certain",
+        "warning" if any(initial) else "error",
+        evidence=known(learning_rate=0.0, initial_lr=max(initial, default=math.nan)),
+        causes=("lr_too_low", "loss_not_decreasing"),
+        changes=tuple(ScaleLearningRate.of(training, factor) for factor in (1.0, 10.0, 0.1)),
+    )
 
 
 def typical_update(chart: Chart) -> float:
