@@ -1,6 +1,8 @@
 """A training is copied whole: model, optimizer and functions linked to each other, the user's objects untouched."""
 
 import functools
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +105,61 @@ def partial_of(model):
                              weight=model.weight)  # fmt: skip
 
 
+def default_of(model):
+    return lambda output, target, held=model: F.mse_loss(output, target) + held.weight.square().sum()
+
+
+def keyword_default_of(model):
+    return lambda output, target, *, held=model: F.mse_loss(output, target) + held.weight.square().sum()
+
+
+def dict_of(model):
+    parameters = dict(model.named_parameters())
+    return lambda output, target: F.mse_loss(output, target) + parameters["weight"].square().sum()
+
+
+def nest_of(model):
+    groups = [{"all": {("first", parameter)}} for parameter in model.parameters()]
+    return lambda output, target: (
+        F.mse_loss(output, target) + sum(parameter.square().sum() for group in groups for _, parameter in group["all"])
+    )
+
+
+class Trainer:
+    """Not callable, with a callback that leads back to it."""
+
+    def __init__(self, model):
+        self.model = model
+        self.callback = lambda: self
+
+    def compute_loss(self, output, target):
+        assert self.callback() is self
+        return F.mse_loss(output, target) + self.model.weight.square().sum()
+
+
+def closure_over_a_trainer(model):
+    trainer = Trainer(model)
+    return lambda output, target: trainer.callback().compute_loss(output, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    model: nn.Module
+
+    def penalty(self, output, target):
+        return F.mse_loss(output, target) + self.model.weight.square().sum()
+
+
+def namespace_of(model):
+    held = SimpleNamespace(model=model)
+    return lambda output, target: F.mse_loss(output, target) + held.model.weight.square().sum()
+
+
+def data_beside(model):
+    held = list(range(100_000))
+    return lambda output, target: F.mse_loss(output, target) + (model.weight * (len(held) > 1)).square().sum()
+
+
 @pytest.mark.parametrize(
     "loss_of",
     [
@@ -112,8 +169,20 @@ def partial_of(model):
         lambda model: Penalized(model).method,
         lambda model: loss_with_global_penalty,
         lambda model: calls_another,
+        default_of,
+        keyword_default_of,
+        dict_of,
+        nest_of,
+        lambda model: Trainer(model).compute_loss,
+        closure_over_a_trainer,
+        lambda model: Slotted(model).penalty,
+        namespace_of,
+        data_beside,
     ],
-    ids=["closure", "partial", "object", "method", "global", "global of a global"],
+    ids=[
+        *("closure", "partial", "object", "method", "global", "global of a global", "default", "keyword default"),
+        *("dict", "nest", "trainer", "closure over a trainer", "slots", "namespace", "data beside"),
+    ],
 )
 def test_a_loss_that_holds_the_model_holds_the_copy_afterwards(loss_of):
     training = make(GLOBAL_MODEL, loss_of(GLOBAL_MODEL))
@@ -130,6 +199,41 @@ def test_a_loss_that_holds_the_model_holds_the_copy_afterwards(loss_of):
 def test_a_loss_that_holds_nothing_stays_itself():
     training = make()
     assert training.copy().loss_fn is F.mse_loss
+
+
+def test_what_a_loss_uses_besides_the_model_collects_no_gradients_of_copies():
+    scale, weights = torch.ones((), requires_grad=True), torch.ones(1)
+    copy = make(loss_fn=lambda output, target: (scale * weights * (output - target)).square().mean()).copy()
+    copy.loss(copy.predict(X), Y).backward()
+    assert scale.grad is None
+    held = dict(zip(copy.loss_fn.__code__.co_freevars, copy.loss_fn.__closure__, strict=True))
+    assert held["weights"].cell_contents is weights
+
+
+def test_functions_share_the_copy_of_what_they_share_and_the_users_stays_as_it_was():
+    trainer = Trainer(nn.Linear(3, 1))
+    model = trainer.model
+    given = make(model, trainer.compute_loss, augment=lambda x: trainer and x)
+    copy = given.copy()
+    held = copy.augment.__closure__[0].cell_contents
+    assert held is copy.loss_fn.__self__ is held.callback()
+    assert held.model is copy.model
+    assert trainer.model is model
+    assert trainer.callback() is trainer
+
+
+class Fixed(int):
+    """Holds the model and cannot be made without a value of its own."""
+
+    def __call__(self, output, target):
+        return F.mse_loss(output, target) + self.model.weight.square().sum()
+
+
+def test_what_leads_to_the_model_and_cannot_be_copied_is_named():
+    loss = Fixed(3)
+    loss.model = nn.Linear(3, 1)
+    with pytest.raises(HomeostatError, match="Fixed, which refers to the model, cannot be copied"):
+        make(loss.model, loss).copy()
 
 
 def test_shared_parameters_stay_shared():

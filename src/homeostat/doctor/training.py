@@ -90,15 +90,17 @@ class Training:
         self._read: dict[str, Examples] = {}
 
     def copy(self) -> Training:
-        """New objects that training may change: model, optimizer, loss and augmentation; the data are shared.
+        """New objects that training may change: model, optimizer, loss, augmentation, output; the data are shared.
 
-        Raises: HomeostatError for a model or optimizer that cannot be copied.
+        Whatever leads from those functions to the model is made anew with them.
+
+        Raises: HomeostatError for a model or optimizer, or what refers to them, that cannot be copied.
         """
         memo: Memo = {}
         new = copy.copy(self)
         new.model = copy_model(self.model, memo)
         new.optimizer = copy_optimizer(self.optimizer, memo)
-        new.loss_fn, new.augment = rebound(self.loss_fn, memo), rebound(self.augment, memo)
+        new.loss_fn, new.augment, new.output = rebound((self.loss_fn, self.augment, self.output), memo)
         for parameter in new.model.parameters():
             parameter.grad = None
         return new
