@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from homeostat.doctor.budget import Budget, Deadline
 from homeostat.doctor.examples import examples_of
@@ -67,6 +67,22 @@ def test_reading_leaves_global_random_state_alone():
     torch.manual_seed(1)
     examples_of(DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True), None, "train", Deadline())
     assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda draw: {"batch_size": 7, "shuffle": True, "generator": draw},
+        lambda draw: {"batch_size": 7, "sampler": RandomSampler(range(50), generator=draw)},
+        lambda draw: {"batch_sampler": BatchSampler(RandomSampler(range(50), generator=draw), 7, drop_last=False)},
+    ],
+    ids=["loader", "sampler", "batch sampler"],
+)
+def test_reading_leaves_the_users_generators_alone(settings):
+    draw = torch.Generator().manual_seed(1)
+    before = draw.get_state()
+    examples_of(DataLoader(TensorDataset(X, Y), **settings(draw)), None, "train", Deadline())
+    assert torch.equal(draw.get_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """What a split holds, as tensors: all of it, or a bounded sample of what is large or streamed.
 
 Tensors are taken as they are; a Dataset or DataLoader is read until there are enough examples or time is up. Reading
-code that is not ours happens under `seeds.isolated`, so that global random state stays as it was.
+code that is not ours happens under `seeds.isolated`, so that global random state stays as it was, and so do the
+generators of a loader and its samplers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -83,7 +85,7 @@ def examples_of(source: Any, unpack: Callable[[Any], Any] | None, split: str, de
     """
     if is_pair_of_tensors(source):
         return _checked(source[0], source[1], len(source[1]), split)
-    with seeds.isolated(0, "doctor", "reading", split):
+    with seeds.isolated(0, "doctor", "reading", split), _generators_kept(source):
         if isinstance(source, torch_data.DataLoader):
             return _from_batches(source, unpack, split, deadline, _length(source))
         if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping):
@@ -120,6 +122,20 @@ def unpacked(batch: Any, unpack: Callable[[Any], Any] | None, split: str) -> tup
         shown = [type(part).__name__ for part in batch]
     cure = "Pass unpack=, a function that makes (inputs, targets) of a batch; inputs may be a tensor, tuple or dict."
     raise invalid_type("Training", f"a batch of {split}", "be a pair of inputs and a tensor of targets", shown, cure)
+
+
+@contextmanager
+def _generators_kept(source: Any) -> Iterator[None]:
+    """Put the generators of a loader and its samplers back to where they were."""
+    batches = getattr(source, "batch_sampler", None)
+    holders = source, getattr(source, "sampler", None), batches, getattr(batches, "sampler", None)
+    found = [getattr(holder, "generator", None) for holder in holders]
+    states = [(each, each.get_state()) for each in found if isinstance(each, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _from_batches(
