@@ -24,7 +24,7 @@ def augment_batch(
     flip: float, cutout: int, example: int,
 ) -> Tensor:  # fmt: skip
     """See `homeostat.kernels.augment.augment_batch`. Any strides are read as they are."""
-    y = torch.empty(input.shape, dtype=fill.dtype, memory_format=torch.channels_last)
+    y = torch.empty(input.shape, dtype=fill.dtype, device="cpu", memory_format=torch.channels_last)
     if not y.numel():
         return y
     table = table if table is None else table.contiguous()

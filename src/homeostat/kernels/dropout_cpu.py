@@ -43,7 +43,7 @@ def dropout(input: Tensor, seed: Tensor, p: float, dims: int, example: int, posi
     if places == count:
         _each(x, y, channels, *draw)
         return y
-    ones = torch.ones(x.shape[0], places // x.shape[0], dtype=x.dtype)
+    ones = torch.ones(x.shape[0], places // x.shape[0], dtype=x.dtype, device="cpu")
     factors = torch.empty_like(ones)
     _each(ones, factors, 1, *draw)
     shared = count // places

@@ -27,7 +27,7 @@ def pool(input: Tensor) -> tuple[Tensor, Tensor]:
     """See `homeostat.kernels.max_pool.max_pool`."""
     examples, channels, height, width = input.shape
     size = (examples, channels, height // 2, width // 2)
-    output = torch.empty(size, dtype=input.dtype, memory_format=torch.channels_last)
+    output = torch.empty(size, dtype=input.dtype, device="cpu", memory_format=torch.channels_last)
     places = torch.empty_like(output, dtype=torch.uint8)
     _run(_pool, input, output, places)
     return output, places
@@ -36,7 +36,7 @@ def pool(input: Tensor) -> tuple[Tensor, Tensor]:
 def spread(grad: Tensor, places: Tensor, height: int, width: int) -> Tensor:
     """See `homeostat.kernels.max_pool.max_pool_spread`."""
     size = (*grad.shape[:2], height, width)
-    output = torch.empty(size, dtype=grad.dtype, memory_format=torch.channels_last)
+    output = torch.empty(size, dtype=grad.dtype, device="cpu", memory_format=torch.channels_last)
     if height % 2 or width % 2:
         output.zero_()
     _run(_spread, output, grad, places)

@@ -41,7 +41,7 @@ def moments(input: Tensor, bound: float) -> Tensor:
     """See `homeostat.kernels.moments_reference.moments`."""
     outer, sets, inner = input.shape
     size, dtype = input.numel(), input.dtype
-    output = torch.empty((7, sets), dtype=torch.float64)
+    output = torch.empty((7, sets), dtype=torch.float64, device="cpu")
     if not size:
         output.fill_(torch.nan)
         output[0], output[6] = 0, 0
@@ -50,7 +50,7 @@ def moments(input: Tensor, bound: float) -> Tensor:
         pieces = outer * -(-inner // _CHUNK)
         per = max(8, -(-pieces * sets // _PARTS))
         parts = -(-pieces // per)
-        partial = torch.empty((parts, 7, sets), dtype=torch.float64)
+        partial = torch.empty((parts, 7, sets), dtype=torch.float64, device="cpu")
         threads = threads_for(size, parts * sets)
         _runs(dtype, threads, input.data_ptr(), partial.data_ptr(), outer, sets, inner, per, parts, bound)
         columns, inner = sets, 1
@@ -61,8 +61,8 @@ def moments(input: Tensor, bound: float) -> Tensor:
         tiles = -(-columns // _TILE)
         per = max(_ROWS, -(-rows * tiles // _PARTS))
         parts = -(-rows // per)
-        partial = torch.empty((parts, 7, columns), dtype=torch.float64)
-        scratch = torch.empty((parts * tiles, 6, _TILE), dtype=dtype)
+        partial = torch.empty((parts, 7, columns), dtype=torch.float64, device="cpu")
+        scratch = torch.empty((parts * tiles, 6, _TILE), dtype=dtype, device="cpu")
         threads = threads_for(size, parts * tiles)
         places = (input.data_ptr(), partial.data_ptr(), scratch.data_ptr())
         _columns(dtype, threads, *places, size, columns, rows, per, parts, tiles, bound)

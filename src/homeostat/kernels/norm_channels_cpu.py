@@ -40,7 +40,7 @@ _STRIP = 512  # columns of a piece, at most: its parameters stay in the first le
 _CHUNK = 4096  # positions of a run, at most
 
 _SMALL = 16384  # float64 numbers of scratch memory that are kept
-_NOTHING = {dtype: torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+_NOTHING = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 _LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 
 
@@ -57,8 +57,10 @@ def normalize(
     x, last = dense(input)
     shape = (x.shape[0], groups) if groups else x.shape[1]
     if not x.numel():
-        return empty_like(x), torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    mean, variance = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
+        zero = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        return empty_like(x), zero, zero.clone()
+    mean = torch.empty(shape, dtype=torch.float64, device="cpu")
+    variance = torch.empty_like(mean)
     phases = (MOMENTS, MERGE | PREPARE, APPLY)
     return _forward(phases, x, last, mean, variance, weight, bias, residual, groups, eps, slope), mean, variance
 
@@ -295,11 +297,11 @@ _kept = threading.local()
 def _scratch(words: int) -> Tensor:
     """Memory for `words` float64 numbers; a small one is kept, by every Python thread, from one call to the next."""
     if words > _SMALL:
-        return torch.empty(words, dtype=torch.float64)
+        return torch.empty(words, dtype=torch.float64, device="cpu")
     try:
         return _kept.scratch
     except AttributeError:
-        _kept.scratch = torch.empty(_SMALL, dtype=torch.float64)
+        _kept.scratch = torch.empty(_SMALL, dtype=torch.float64, device="cpu")
         return _kept.scratch
 
 

@@ -52,9 +52,9 @@ def normalize(
     x, size, columns = input.contiguous(), input.numel(), length * groups
     y = empty_like(x)
     if not size:
-        return y, torch.empty((2, 0), dtype=torch.float64)
+        return y, torch.empty((2, 0), dtype=torch.float64, device="cpu")
     rows = size // length
-    statistics = torch.empty((2, rows), dtype=torch.float64)
+    statistics = torch.empty((2, rows), dtype=torch.float64, device="cpu")
     w = constant(1.0, columns, x.dtype) if weight is None else weight.contiguous()
     b = constant(0.0, columns, x.dtype) if bias is None else bias.contiguous()
     r = residual if residual is None else residual.contiguous()
@@ -90,7 +90,7 @@ def gradient(
     b = constant(0.0, columns, x.dtype) if bias is None else bias.contiguous()
     y = output if output is None else output.contiguous()
     dx = empty_like(x)
-    dr = torch.empty(0, dtype=x.dtype) if y is None else empty_like(y)
+    dr = torch.empty(0, dtype=x.dtype, device="cpu") if y is None else empty_like(y)
     dw, db = torch.empty_like(w) if affine else dr, torch.empty_like(b) if affine else dr
     places: tuple[int, ...] = (
         g.data_ptr(), x.data_ptr(), w.data_ptr(), b.data_ptr(), 0 if y is None else y.data_ptr(),
@@ -107,8 +107,8 @@ def gradient(
     else:
         _in_blocks(places, x, dw, db, *shape, center, eps, slope, affine)
     return (
-        dx, dw if affine and weight is not None else torch.empty(0, dtype=x.dtype),
-        db if affine and bias is not None else torch.empty(0, dtype=x.dtype), dr,
+        dx, dw if affine and weight is not None else torch.empty(0, dtype=x.dtype, device="cpu"),
+        db if affine and bias is not None else torch.empty(0, dtype=x.dtype, device="cpu"), dr,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _in_blocks(
     elif blocks == 1:
         _backward(x.dtype, 1, *places, dw.data_ptr(), db.data_ptr(), 0, *shape)
     else:
-        parts = torch.empty((blocks, 2, columns), dtype=x.dtype)
+        parts = torch.empty((blocks, 2, columns), dtype=x.dtype, device="cpu")
         first, stride = parts.data_ptr(), columns * x.itemsize
         _backward(x.dtype, threads_for(size, blocks), *places, first, first + stride, 2 * stride, *shape)
         threads = threads_for(parts.numel(), 2 * (-(-columns // _PIECE)))
@@ -144,7 +144,7 @@ def _in_blocks(
 @lru_cache(maxsize=32)
 def constant(value: float, size: int, dtype: torch.dtype) -> Tensor:
     """What stands in for a weight or bias that is absent: fewer kernels, and a load from the cache costs nothing."""
-    return torch.full((size,), value, dtype=dtype)
+    return torch.full((size,), value, dtype=dtype, device="cpu")
 
 
 @njit(inline="always")

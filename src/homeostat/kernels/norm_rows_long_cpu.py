@@ -34,7 +34,7 @@ def normalize(
 ) -> None:
     """Output and statistics; `places` are the first fields of `_FORWARD`."""
     chunks = -(-length // CHUNK)
-    partial = torch.empty((2, rows, chunks), dtype=torch.float64)
+    partial = torch.empty((2, rows, chunks), dtype=torch.float64, device="cpu")
     threads = threads_for(x.numel(), rows * chunks)
     for phase in range(3):
         _forward(
@@ -47,7 +47,7 @@ def gradient(
 ) -> None:
     """The gradients; `places` are the first fields of `_BACKWARD`."""
     chunks = -(-length // CHUNK)
-    partial = torch.empty((2, examples * groups, chunks), dtype=torch.float64)
+    partial = torch.empty((2, examples * groups, chunks), dtype=torch.float64, device="cpu")
     threads = threads_for(x.numel(), groups * chunks)
     for phase in range(3):
         _backward(

@@ -42,9 +42,9 @@ def words(seed: Tensor, examples: int, positions: int, example: int = 0, positio
         example, position: where the block begins.
     """
     key, stream = (int(value) for value in seed.tolist())
-    e = torch.arange(position, position + positions)
+    e = torch.arange(position, position + positions, device="cpu")
     first = example // 4
-    n = torch.arange(first, -(-(example + examples) // 4))[:, None]
+    n = torch.arange(first, -(-(example + examples) // 4), device="cpu")[:, None]
     four = philox(e & LOW, e >> 32, n, stream & LOW, key & LOW, key >> 32 & LOW)
     blocks = torch.stack([word.expand(len(n), positions) for word in four], 1).flatten(0, 1)
     return blocks[example - 4 * first :][:examples]

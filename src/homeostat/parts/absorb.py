@@ -8,6 +8,7 @@ Not random.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,7 +186,7 @@ def _through(node: Node, carried: dict[Value, float]) -> float:
     if name == "pad" and not (node.kwargs.get("value") or (len(node.args) > 3 and node.args[3])):
         return factors[0]
     if name in _PRODUCTS:
-        return float(torch.tensor(factors, dtype=torch.float64).prod())
+        return math.prod(factors)
     if name in _QUOTIENTS and all(factor == 1 for factor in factors[1:]) and not node.kwargs.get("rounding_mode"):
         return factors[0]
     constants = [argument for argument in node.args if isinstance(argument, int | float) and argument]

@@ -58,7 +58,7 @@ def clip_grad_norm_(
     _positive("clip_grad_norm_", "eps", eps)
     _, gradients = with_gradients(parameters, "clip_grad_norm_")
     if not gradients:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     norms = [norm.to(gradients[0].device) for norm in _norms(gradients, order, foreach is not False)]
     total = torch.linalg.vector_norm(torch.stack(norms), order)
     if error_if_nonfinite and not total.isfinite():

@@ -150,7 +150,7 @@ class Ensemble(nn.Module):
             if self.average == "probabilities":
                 output = output.softmax(1) if output.dim() > 1 and output.shape[1] > 1 else output.sigmoid()
             total = total + output / len(self.models)
-        return torch.as_tensor(total)
+        return torch.as_tensor(total, device=output.device)
 
     @torch.no_grad()
     def predict(self, *args: Any, kind: str | None = None, **kwargs: Any) -> Prediction:
@@ -180,7 +180,7 @@ def bootstrap(n: int, seed: int) -> tuple[Tensor, Tensor]:
         raise invalid("bootstrap", "n", "be a positive integer", n)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise invalid_type("bootstrap", "seed", "be an integer", seed)
-    drawn = torch.randint(n, (n,), generator=seeds.torch_generator(seed, "bootstrap"))
-    missed = torch.ones(n, dtype=torch.bool)
+    drawn = torch.randint(n, (n,), generator=seeds.torch_generator(seed, "bootstrap"), device="cpu")
+    missed = torch.ones(n, dtype=torch.bool, device="cpu")
     missed[drawn] = False
     return drawn, missed.nonzero().squeeze(1)

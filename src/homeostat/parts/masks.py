@@ -89,15 +89,15 @@ def enumerate_masks(model: nn.Module, input: Sample, max_units: int = 16, *, kin
             raise invalid(_WHERE, "model", f"have at most {max_units} units that can drop, per example", units, cure)
         if not masks.sites:
             warnings.warn(f"{_WHERE}: nothing in the model drops; one mask.", NoEffectWarning, stacklevel=3)
-        p = torch.tensor([site.p for site in masks.sites for _ in range(site.units)], dtype=torch.float64)
+        p = torch.tensor([site.p for site in masks.sites for _ in range(site.units)], dtype=torch.float64, device="cpu")
         both = _check_independent(model, input, masks, units)
         count = 1 << units
         largest = max(tensor.numel() for tensor in tensors_in(input))
         at_once = max(1, min(count, _ELEMENTS_AT_ONCE // max(largest, 1)))
         outputs, weights = [], []
         for start in range(0, count, at_once):
-            numbers = torch.arange(start, min(start + at_once, count))
-            keep = (numbers[:, None] >> torch.arange(units)) % 2 == 0
+            numbers = torch.arange(start, min(start + at_once, count), device="cpu")
+            keep = (numbers[:, None] >> torch.arange(units, device="cpu")) % 2 == 0
             output = tensor_in(_WHERE, _run(model, input, len(numbers), masks, keep))
             outputs.append(output.reshape(len(numbers), examples, *output.shape[1:]))
             weights.append(torch.where(keep, 1 - p, p).prod(1))
@@ -246,7 +246,7 @@ def _run(model: nn.Module, input: Sample, copies: int, masks: _Masks, keep: Tens
 
 def _check_independent(model: nn.Module, input: Sample, masks: _Masks, units: int) -> Tensor:
     """Raise an error unless two copies of a batch, under two masks, get in one batch what they get alone."""
-    keep = torch.tensor([[True], [False]]).expand(2, units)  # everything stays; everything is dropped
+    keep = torch.tensor([[True], [False]], device="cpu").expand(2, units)  # everything stays; everything is dropped
     alone = torch.cat([tensor_in(_WHERE, _run(model, input, 1, masks, mask)) for mask in keep.split(1)])
     both = tensor_in(_WHERE, _run(model, input, 2, masks, keep))
     scale = float(alone.abs().max()) if alone.numel() else 0.0

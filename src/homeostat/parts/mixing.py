@@ -176,7 +176,7 @@ class Mixup:
         acts = draws.uniform(count) < self.prob
         cuts = acts & (draws.uniform(count) < self._share_of_cutmix())
         partner = draws.permutation(n).to(x.device)
-        lam = torch.ones(count, dtype=torch.float64)
+        lam = torch.ones(count, dtype=torch.float64, device="cpu")
         if self.mixup_alpha:
             lam = torch.where(acts & ~cuts, draws.beta(self.mixup_alpha, count), lam)
         blended = _blended(x, partner, lam.expand(n)) if self.mixup_alpha else x

@@ -154,7 +154,7 @@ def _by_shape(
 def _accepts(module: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether a copy of the module runs on this shape and keeps it."""
     example = next((state for state in (*module.parameters(), *module.buffers()) if state.is_floating_point()), None)
-    x = torch.zeros(shape) if example is None else example.new_zeros(shape)
+    x = torch.zeros(shape, device="cpu") if example is None else example.new_zeros(shape)
     try:
         return bool(copy.deepcopy(module).eval()(x).shape == shape)
     except Exception:  # whatever a user's module raises, it does not accept the shape

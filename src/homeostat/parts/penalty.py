@@ -295,5 +295,5 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _total(values: list[Tensor]) -> Tensor:
     if not values:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     return torch.stack([value.to(values[0].device) for value in values]).sum()

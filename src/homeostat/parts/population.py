@@ -109,8 +109,8 @@ class _Estimate:
         self.pooled = pooled
         self.unbiased = bool(getattr(layer, "unbiased", True))  # homeostat's layers can keep the population's variance
         self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.spread: Tensor | float = 0.0  # pooled: the sum of squared deviations; else the mean of variances
+        self.mean: Any = 0.0  # a tensor from the first batch on, and so is the spread
+        self.spread: Any = 0.0  # pooled: the sum of squared deviations; else the mean of variances
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a call: whether the batch has statistics at all, and a place for them without a past."""
@@ -141,21 +141,21 @@ class _Estimate:
         self.mean = self.mean + difference * (count / total)
         self.count = total
 
-    def variance(self) -> Tensor | float:
+    def variance(self) -> Any:
         """The estimate of the variance."""
         return self.spread / (self.count - self.unbiased) if self.pooled else self.spread
 
     def check(self) -> None:
         """Raise an error if the statistics cannot be used."""
-        for statistic in (torch.as_tensor(self.mean), torch.as_tensor(self.variance())):
+        for statistic in (self.mean, self.variance()):
             if not bool(torch.isfinite(statistic).all()):
                 cure = "Look for NaN or infinity in the data, and for weights that have diverged."
                 raise invalid(_WHERE, f"the input of layer {self.name!r}", "be finite", statistic, cure)
 
     def store(self) -> None:
         """Write the estimate into the layer's buffers."""
-        self.layer.running_mean.copy_(torch.as_tensor(self.mean))  # type: ignore[union-attr]
-        self.layer.running_var.copy_(torch.as_tensor(self.variance()))  # type: ignore[union-attr]
+        self.layer.running_mean.copy_(self.mean)  # type: ignore[union-attr]
+        self.layer.running_var.copy_(self.variance())  # type: ignore[union-attr]
 
 
 def call_on_batch(model: nn.Module, batch: Any) -> Any:
@@ -198,7 +198,7 @@ def _measuring(model: nn.Module, estimates: list[_Estimate], dropout: bool) -> I
 
 
 def _fresh(buffer: Tensor | None) -> Tensor:
-    return torch.tensor(0) if buffer is None else buffer.clone()
+    return torch.tensor(0, device="cpu") if buffer is None else buffer.clone()
 
 
 def _put_back(layer: _NormBase, buffers: dict[str, Tensor | None], momentum: float | None, track: bool) -> None:

@@ -70,7 +70,7 @@ def summarize(outputs: Tensor, kind: str | None = None, weights: Tensor | None =
     if weights is not None and weights.shape != (len(outputs),):
         raise invalid("summarize", "weights", f"have the shape ({len(outputs)},), one for each output", weights)
     exact = weights is not None
-    share = torch.full((len(wide),), 1 / len(wide)) if weights is None else weights
+    share = torch.full((len(wide),), 1 / len(wide), device="cpu") if weights is None else weights
     share = share.to(wide)
     mean = torch.tensordot(share, wide, 1)
     squares = torch.tensordot(share, (wide - mean).square(), 1)

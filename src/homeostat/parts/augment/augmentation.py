@@ -235,7 +235,7 @@ def _stream(seed: Tensor | int | None, generator: torch.Generator | None) -> Ten
     if isinstance(seed, int):
         if not -(2**63) <= seed < 2**63:
             raise invalid("augment", "seed", "have at most 64 bits", seed)
-        return torch.tensor([seed, 0])
+        return torch.tensor([seed, 0], device="cpu")
     check_seed("augment", seed)
     return seed
 

@@ -21,7 +21,7 @@ def part_seed(seed: Tensor, part: str) -> Tensor:
         tensor(2)
     """
     key, number = seed.tolist()
-    return torch.tensor([derive(key, part), number])
+    return torch.tensor([derive(key, part), number], device="cpu")
 
 
 def uniform(seed: Tensor, examples: int, count: int, example: int) -> Tensor:

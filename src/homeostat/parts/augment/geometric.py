@@ -50,7 +50,7 @@ def rotation(degrees: Tensor, height: int, width: int) -> Tensor:
         tensor([ 0., -1.,  4.])
     """
     turns = [math.radians(angle) for angle in degrees.tolist()]
-    cosine, sine = (torch.tensor([f(turn) for turn in turns], dtype=degrees.dtype) for f in (math.cos, math.sin))
+    cosine, sine = (degrees.new_tensor([f(turn) for turn in turns]) for f in (math.cos, math.sin))
     x = torch.stack([cosine, -sine, width / 2 - cosine * (width / 2) + sine * (height / 2)], -1)
     y = torch.stack([sine, cosine, height / 2 - sine * (width / 2) - cosine * (height / 2)], -1)
     return torch.stack([x, y], -2)

@@ -138,7 +138,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """
     for dim in (2, 3):
         reach = min(math.ceil(3 * largest), images.shape[dim] - 1)
-        distance = torch.arange(reach + 1) / sigma.double()[:, None]
+        distance = torch.arange(reach + 1, device=sigma.device) / sigma.double()[:, None]
         # rounded, so that no weight depends on how many there are, as it may where exp works on several at once
         weights = (-0.5 * distance.square()).exp().float().to(images.dtype)
         weights = weights / (2 * weights.sum(1, keepdim=True) - 1)

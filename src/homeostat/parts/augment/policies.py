@@ -112,11 +112,11 @@ def magnitudes(policy: str, bins: int, height: int, width: int) -> Tensor:
         tensor([0.0900, 9.0000, 0.2700], dtype=torch.float64)
     """
     wide = policy == "trivialaugment"
-    share = torch.arange(bins, dtype=torch.float64) / max(1, bins - 1)
+    share = torch.arange(bins, dtype=torch.float64, device="cpu") / max(1, bins - 1)
     shear, degrees, factor, lost = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
     across, down = (32.0, 32.0) if wide else (150 / 331 * width, 150 / 331 * height)
     greatest = [0, shear, shear, across, down, degrees, factor, factor, factor, factor, 0, 0, 0, 0]
-    table = torch.tensor(greatest, dtype=torch.float64)[:, None] * share
+    table = share.new_tensor(greatest)[:, None] * share
     table[3:5] = (table[3:5] + 1e-6).trunc()  # whole pixels, also where a product is just below one
     table[OPERATIONS.index("Posterize")] = 8 - (lost * share).round()
     table[OPERATIONS.index("Solarize")] = 1 - share

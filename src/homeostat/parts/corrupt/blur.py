@@ -100,15 +100,16 @@ def _shuffled(draws: Draws, height: int, width: int, reach: int, scale: float, r
     """
     limit = math.ceil(reach * scale)
     rows, columns, n = height - 2 * limit, width - 2 * limit, len(draws.generators)
-    order = torch.arange(height * width).repeat(n, 1)
-    places = (torch.arange(height - limit, limit, -1)[:, None] * width) + torch.arange(width - limit, limit, -1)
+    order = torch.arange(height * width, device="cpu").repeat(n, 1)
+    down, across = (torch.arange(size - limit, limit, -1, device="cpu") for size in (height, width))
+    places = down[:, None] * width + across
     for _ in range(rounds):
         away = draws.integers(-reach, reach, 2, rows, columns).double() * scale
         away = (away + draws.uniform(2, rows, columns)).floor().clamp(-limit, limit - 1).long()
         partners = places + away[:, 0] * width + away[:, 1]
         for wave in range((rows - 1) * 2 * limit + columns):
             first = max(0, -((columns - 1 - wave) // (2 * limit)))
-            row = torch.arange(first, min(rows - 1, wave // (2 * limit)) + 1)
+            row = torch.arange(first, min(rows - 1, wave // (2 * limit)) + 1, device="cpu")
             column = wave - 2 * limit * row
             here, there = places[row, column].expand(n, -1), partners[:, row, column]
             mine, theirs = order.gather(1, here), order.gather(1, there)

@@ -33,8 +33,8 @@ def elastic_transform(x: Tensor, draws: Draws, constants: Constants, scale: floa
     corners = draws.uniform(3, 2, low=-shift, high=shift) * scale
     away = _displacements(draws, round(x.shape[2] / scale), round(x.shape[3] / scale), height, sigma)
     away = resized(away, x.shape[2], x.shape[3]) * scale
-    rows = torch.arange(x.shape[2], dtype=torch.float64)[:, None]
-    columns = torch.arange(x.shape[3], dtype=torch.float64)
+    rows = torch.arange(x.shape[2], dtype=torch.float64, device="cpu")[:, None]
+    columns = torch.arange(x.shape[3], dtype=torch.float64, device="cpu")
     x = _read(x, *_affine(corners, rows, columns), align_corners=True)
     return _read(x, rows + away[:, 0], columns + away[:, 1], align_corners=False)
 
@@ -93,8 +93,8 @@ def _affine(corners: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Ten
     """Where each pixel comes from if three points around the center are shifted by `corners`, (N, 3, 2) as (x, y)."""
     height, width = len(rows), len(columns)
     x, y, side = width // 2, height // 2, min(height, width) // 3
-    before = torch.tensor([[x + side, y + side], [x + side, y - side], [x - side, y - side]], dtype=torch.float64)
-    after = torch.cat([before + corners, torch.ones(len(corners), 3, 1)], 2)
+    before = corners.new_tensor([[x + side, y + side], [x + side, y - side], [x - side, y - side]], dtype=torch.float64)
+    after = torch.cat([before + corners, corners.new_ones(len(corners), 3, 1)], 2)
     back = torch.from_numpy(np.linalg.solve(after.numpy(), before.expand(len(corners), 3, 2).numpy()))
     a, b, c = back[:, :, :, None, None].unbind(1)  # the columns' share, the rows' share, the constant
     places = columns * a + rows * b + c

@@ -21,15 +21,16 @@ class Draws:
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, shape (N, *shape)."""
-        return self._stacked(lambda generator: torch.randn(shape, generator=generator))
+        return self._stacked(lambda generator: torch.randn(shape, generator=generator, device="cpu"))
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Numbers from [low, high), shape (N, *shape)."""
-        return self._stacked(lambda generator: torch.rand(shape, generator=generator)) * (high - low) + low
+        numbers = self._stacked(lambda generator: torch.rand(shape, generator=generator, device="cpu"))
+        return numbers * (high - low) + low
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Integers from low to high - 1, shape (N, *shape)."""
-        return self._stacked(lambda generator: torch.randint(low, high, shape, generator=generator))
+        return self._stacked(lambda generator: torch.randint(low, high, shape, generator=generator, device="cpu"))
 
     def poisson(self, rates: Tensor) -> Tensor:
         """Counts with these means, on the CPU; rates of shape (N, ...), each example from its own generator."""

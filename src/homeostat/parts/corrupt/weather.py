@@ -90,7 +90,7 @@ def _plasma(draws: Draws, height: int, width: int, decay: float) -> Tensor:
     Source: Fournier, Fussell & Carpenter 1982, doi:10.1145/358523.358553.
     """
     side = 1 << (max(height, width) - 1).bit_length()
-    plasma = torch.zeros(len(draws.generators), side, side)
+    plasma = torch.zeros(len(draws.generators), side, side, device="cpu")
     step, wobble = side, 1.0
     while step >= 2:
         half = step // 2

@@ -94,10 +94,10 @@ def second_batch(sample: Any) -> Any:
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor
         values = tensor.detach().to("cpu", torch.float64)
-        order = torch.randperm(len(values), generator=generator) if values.ndim else torch.tensor(0)
+        order = torch.randperm(len(values), generator=generator, device="cpu") if values.ndim else ...
         deviation = float(values.std()) if values.numel() > 1 else 0.0
-        noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-        values = (values[order] if values.ndim else values) + noise * (_NOISE * deviation or 1.0)
+        noise = torch.randn(values.shape, generator=generator, dtype=torch.float64, device="cpu")
+        values = values[order] + noise * (_NOISE * deviation or 1.0)
         return torch.empty_like(tensor).copy_(values)
 
     return replace(sample, Tensor, varied)

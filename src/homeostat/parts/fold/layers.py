@@ -307,7 +307,7 @@ def _frozen(flow: Dataflow, call: Any, title: str) -> Norm:
         steps.append((node, varying[0]))
         value = varying[0]
     channels = source.tensor.shape[1] if source.tensor.ndim > 1 else 0
-    probe = torch.ones([2, channels] + [1] * (source.tensor.ndim - 2), dtype=torch.float64)
+    probe = torch.ones([2, channels] + [1] * (source.tensor.ndim - 2), dtype=torch.float64, device="cpu")
     probe[0] = 0
     for node, varying_value in reversed(steps):
         constants = {each: each.tensor.to("cpu", torch.float64) for each in node.inputs if each is not varying_value}

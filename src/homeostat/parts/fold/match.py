@@ -161,11 +161,11 @@ class Matcher:
         if labels.shape[norm.axis] != len(norm.scale):
             raise Refusal(f"the channels of {layer.title} do not lie on those of {norm.title}")
         places = _numbered(labels, norm.axis)
-        channels = torch.full((size,), -1)
+        channels = labels.new_full((size,), -1)
         channels[labels.flatten()] = places.flatten()
         if not torch.equal(channels[labels], places):
             raise Refusal(f"a channel of {layer.title} becomes several in {norm.title}")
-        return channels
+        return channels.cpu()
 
     def _inputs(self, layer: Weighted, end: Node, path: list[Node], norm: Norm, made: Value) -> Tensor:
         """For every input channel of a layer the channel of the norm before it."""

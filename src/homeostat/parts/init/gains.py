@@ -168,7 +168,7 @@ class _Evaluated:
 def _check_elementwise(where: str, activation: Activation, function: Callable[[Tensor], Tensor]) -> None:
     """Refuse a function in which one element's result depends on others, or whose results have another shape."""
     columns = getattr(function, "columns", 1)
-    probe = torch.linspace(-2.9, 2.3, 12 * columns, dtype=torch.float64).reshape(-1, columns)
+    probe = torch.linspace(-2.9, 2.3, 12 * columns, dtype=torch.float64, device="cpu").reshape(-1, columns)
     with torch.no_grad():
         whole, part = function(probe.clone()), function(probe[:5].clone())
         square = whole if columns > 1 else function(probe.reshape(3, 4).clone())

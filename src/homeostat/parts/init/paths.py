@@ -99,7 +99,7 @@ def _rerun(node: Node, known: Mapping[Value, Tensor]) -> Tensor:
         if value not in known and value.tensor.is_floating_point():
             entries = value.tensor.detach().to("cpu", torch.float64).flatten()
             if len(entries) > 1:
-                entries = entries[torch.arange(_COLUMNS) * len(entries) // _COLUMNS]
+                entries = entries[torch.arange(_COLUMNS, device="cpu") * len(entries) // _COLUMNS]
             values[value] = entries if node.name == "prelu" or len(entries) == 1 else entries[None]
             if node.name == "prelu" and len(entries) > 1:
                 values |= {data: column.expand(-1, _COLUMNS) for data, column in values.items() if data in known}
@@ -256,10 +256,10 @@ def is_elementwise(node: Node, data: tuple[Value, ...]) -> bool:
         return False
     generator = torch.Generator().manual_seed(node.index)
     shape = node.outputs[0].tensor.shape
-    changed = torch.rand(shape, generator=generator) < 0.5
+    changed = torch.rand(shape, generator=generator, device="cpu") < 0.5
     before, after = {}, {}
     for v in data:
-        draws = [torch.randn(shape, generator=generator).to(v.tensor.device, v.tensor.dtype) for _ in range(2)]
+        draws = [torch.randn(shape, generator=generator, device="cpu").to(v.tensor) for _ in range(2)]
         before[v], after[v] = draws[0], torch.where(changed.to(v.tensor.device), draws[1], draws[0])
     try:
         first, second = (_output(node, values) for values in (before, after))
@@ -275,7 +275,7 @@ def _output(node: Node, values: dict[Value, Tensor]) -> Tensor:
     constants = {v: v.tensor.clone() for v in node.inputs if v not in values}
     with torch.no_grad():
         result: Any = node.run(constants | {v: tensor.clone() for v, tensor in values.items()})
-    return result if isinstance(result, Tensor) else torch.empty(0)
+    return result if isinstance(result, Tensor) else torch.empty(0, device="cpu")
 
 
 def _tried(moment: Callable[[Callable[[Tensor], Tensor], float], float], path: Path, level: float) -> float:

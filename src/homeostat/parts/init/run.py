@@ -210,7 +210,7 @@ def _gradients(outputs: Any, tensors: list[Tensor]) -> Iterable[Tensor | None]:
     if not roots or not followed:
         return [None] * len(tensors)
     generator = seeds.torch_generator(0, "cotangent")
-    cotangents = [torch.randn(root.shape, generator=generator).to(root.device, root.dtype) for root in roots]
+    cotangents = [torch.randn(root.shape, generator=generator, device="cpu").to(root) for root in roots]
     try:
         gradients = iter(torch.autograd.grad(roots, followed, cotangents, allow_unused=True))
     except RuntimeError:  # the model overwrites what its gradient needs, or uses a function without one
