@@ -103,6 +103,14 @@ def test_a_mean_of_10000_costs_no_digits_and_squares_may_overflow(backend, dim):
     torch.testing.assert_close(watched.variance, expected[2], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dim", [None, 1])
+def test_a_bound_that_float32_lacks_is_not_rounded_to_a_value(backend, dim):
+    x = torch.full((100, 3), 0.1)  # the float32 next to 0.1 is larger
+    assert (moments(x, dim=dim, bound=0.1, backend=backend).beyond == 1).all()
+    assert (moments(x, dim=dim, bound=x[0, 0].item(), backend=backend).beyond == 0).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 12), min_size=1, max_size=4), data=st.data(), bound=st.floats(0, 2),

@@ -6,6 +6,7 @@ Checks and choice of the backend; the arithmetic is in `moments_cpu`, `_gpu` and
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,15 @@ def moments(input: Tensor, *, dim: int | None = None, bound: float = math.inf, b
 
 def _compute(input: Tensor, dim: int | None, bound: float, backend: str | None) -> Tensor:
     module = implementation("moments", choose("moments", input, backend))
-    return module.moments(_in_memory_order(input, dim), bound)
+    exact = bound if input.dtype is torch.float64 else _rounded_down(float(bound))
+    return module.moments(_in_memory_order(input, dim), exact)
+
+
+@lru_cache(maxsize=128)
+def _rounded_down(bound: float) -> float:
+    """The largest float32 that is at most `bound`: the same float32 values are larger."""
+    nearest = torch.tensor(bound, dtype=torch.float32, device="cpu")
+    return (nearest if nearest.item() <= bound else nearest.nextafter(torch.full_like(nearest, -torch.inf))).item()
 
 
 def _in_memory_order(input: Tensor, dim: int | None) -> Tensor:

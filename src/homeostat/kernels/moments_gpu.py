@@ -44,20 +44,12 @@ def moments(input: Tensor, bound: float) -> Tensor:
     real_type = REALS.get(input.dtype, tl.float32)
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     partial = torch.empty(7, runs, sets, dtype=wide, device=input.device)
-    if wide == torch.float32:
-        bound = _rounded_down(bound)
     launch(
         _moments, runs * strips, input, input, partial, sets, positions, tiles, steps, strips, bits(bound), warps=8,
         REAL=real_type, LAST=last, HEIGHT=height, WIDTH=width,
     )  # fmt: skip
     launch(_merge, sets, input, partial, found, runs, sets, outer * inner, BLOCK=256)
     return found
-
-
-def _rounded_down(bound: float) -> float:
-    """The largest float32 that is at most `bound`: the same float32 values are larger."""
-    nearest = torch.tensor(bound, dtype=torch.float32)
-    return (nearest if nearest.item() <= bound else nearest.nextafter(torch.tensor(-torch.inf))).item()
 
 
 @triton.jit(do_not_specialize=["tiles", "steps", "strips", "bound"])
