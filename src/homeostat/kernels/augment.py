@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type, unknown
-from homeostat.kernels.backend import choose, implementation
+from homeostat.kernels.backend import choose, implementation, widest_dtype
 from homeostat.kernels.operator import Operator
 
 PADDING_MODES: tuple[str, ...] = ("reflect", "constant")
@@ -129,7 +129,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _per_channel(name: str, value: Numbers, channels: int, device: torch.device) -> Tensor:
-    """One number per channel, float64, on the images' device."""
+    """One number per channel, `widest_dtype`, on the images' device."""
     given: Any = value.tolist() if isinstance(value, Tensor) else value
     try:
         numbers = [float(number) for number in given] if hasattr(given, "__len__") else [float(given)]
@@ -141,7 +141,7 @@ def _per_channel(name: str, value: Numbers, channels: int, device: torch.device)
         raise invalid("augment", name, f"have one number or one per channel ({channels})", value)
     if name == "std" and not all(number > 0 for number in numbers):
         raise invalid("augment", name, "be positive", value, "A channel that never varies needs no scaling: give it 1.")
-    return torch.tensor(numbers * (channels // len(numbers)), dtype=torch.float64, device=device)
+    return torch.tensor(numbers * (channels // len(numbers)), dtype=widest_dtype(device), device=device)
 
 
 def _normalized(x: Tensor, mean: Tensor | None, std: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -43,6 +43,11 @@ def backend_for(tensor: Tensor) -> str:
     return "reference"
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of statistics: float64 where the device has it, else float32 (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def choose(where: str, tensor: Tensor, backend: str | None) -> str:
     """The backend for a call: the one asked for, if it can run on this tensor, or the automatic one for None.
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose, implementation
+from homeostat.kernels.backend import choose, implementation, widest_dtype
 from homeostat.kernels.operator import Operator
 
 
 class Moments(NamedTuple):
-    """What `moments` returns: float64 tensors of shape () or, per channel, (channels,); views of one tensor.
+    """What `moments` returns: tensors of shape () or, per channel, (channels,); views of one, float64 (MPS: float32).
 
     Of a set without finite values, all but the counts are NaN.
     """
@@ -92,7 +92,7 @@ def _in_memory_order(input: Tensor, dim: int | None) -> Tensor:
 
 
 def _shape(input: Tensor, dim: int | None, *_: Any) -> Tensor:
-    return input.new_empty((7, 1 if dim is None else input.shape[dim]), dtype=torch.float64)
+    return input.new_empty((7, 1 if dim is None else input.shape[dim]), dtype=widest_dtype(input.device))
 
 
 moments_of = Operator("moments(Tensor input, int? dim, float bound, str? backend) -> Tensor", _compute, _shape)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from homeostat.kernels.backend import widest_dtype
+
 
 def moments(input: Tensor, bound: float) -> Tensor:
-    """The moments of every set, float64 of shape (7, sets), in the order of `homeostat.kernels.moments.Moments`.
+    """The moments of every set, `widest_dtype` of shape (7, sets), in the order of `homeostat.kernels.moments.Moments`.
 
     Args:
         input: contiguous, shape (outer, sets, inner).
     """
     outer, sets, inner = input.shape
-    x = input.transpose(0, 1).reshape(sets, outer * inner).to(torch.float64)
+    wide = widest_dtype(input.device)
+    x = input.transpose(0, 1).reshape(sets, outer * inner).to(wide)
     finite = x.isfinite()
-    count = finite.sum(1).to(torch.float64)
+    count = finite.sum(1).to(wide)
     x = torch.where(finite, x, 0)
     size, mean = x.abs(), x.sum(1) / count
     largest = size.amax(1) if outer * inner else size.new_zeros(sets)
@@ -26,6 +29,6 @@ def moments(input: Tensor, bound: float) -> Tensor:
         torch.where(count > 0, largest, torch.nan),
         (finite & (x == 0)).sum(1) / count,
         (size > bound).sum(1) / count,
-        (~finite).sum(1).to(torch.float64),
+        (~finite).sum(1).to(wide),
     ]
     return torch.stack(moments)

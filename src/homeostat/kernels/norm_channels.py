@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose, implementation
+from homeostat.kernels.backend import choose, implementation, widest_dtype
 from homeostat.kernels.layout import dense
-from homeostat.kernels.norm_channels_reference import statistics_dtype
 from homeostat.kernels.operator import Operator, is_eager
 
 _COMPILED = (torch.float32, torch.float64)
@@ -166,7 +165,7 @@ def _compute(input: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _shape(input: Tensor, weight: Any, bias: Any, residual: Any, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = (input.shape[0], groups) if groups else (input.shape[1],)
-    mean = input.new_empty(shape, dtype=statistics_dtype(input.device))
+    mean = input.new_empty(shape, dtype=widest_dtype(input.device))
     return torch.empty_like(dense(input)[0]), mean, torch.empty_like(mean)
 
 
@@ -315,7 +314,7 @@ def _compute_statistics(input: Tensor, backend: str | None) -> Tensor:
 
 
 def _shape_statistics(input: Tensor, backend: str | None) -> Tensor:
-    return input.new_empty((3, input.shape[1]), dtype=statistics_dtype(input.device))
+    return input.new_empty((3, input.shape[1]), dtype=widest_dtype(input.device))
 
 
 statistics = Operator(

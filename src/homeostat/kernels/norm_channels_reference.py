@@ -14,7 +14,7 @@ Every backend module of this stem has these functions, with these signatures:
 
 input: (N, C, ...), floating. weight, bias: (C,) or None. residual, output: like input, or None. groups: 0 for batch
 normalization (one set per channel), else the number of sets per example (instance: C). mean, variance: biased,
-`statistics_dtype`, (C,) for groups = 0, else (N, groups); those given to `affine` are (C,) of any floating dtype.
+`widest_dtype`, (C,) for groups = 0, else (N, groups); those given to `affine` are (C,) of any floating dtype.
 slope: what a negative value is multiplied by after everything else (1: identity, 0: relu).
 
 output is saved and given to the gradient where a residual was added and slope is not 1: then its sign says where the
@@ -29,10 +29,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def statistics_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of means and variances: float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+from homeostat.kernels.backend import widest_dtype
 
 
 def normalize(
@@ -153,14 +150,14 @@ def input_gradient(
 
 
 def _working(input: Tensor) -> torch.dtype:
-    return torch.float32 if input.element_size() < 4 else statistics_dtype(input.device)
+    return torch.float32 if input.element_size() < 4 else widest_dtype(input.device)
 
 
 def _moments(input: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every set; 0 for sets without elements."""
     if not input.numel():
         shape = (input.shape[0], groups) if groups else (input.shape[1],)
-        zero = torch.zeros(shape, dtype=statistics_dtype(input.device), device=input.device)
+        zero = torch.zeros(shape, dtype=widest_dtype(input.device), device=input.device)
         return zero, zero.clone()
     x = input.to(_working(input))
     mean = _mean(x, groups)
@@ -169,7 +166,7 @@ def _moments(input: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 def _mean(x: Tensor, groups: int) -> Tensor:
     """The mean of every set: (C,) for groups = 0, else (N, groups)."""
-    dtype = statistics_dtype(x.device)
+    dtype = widest_dtype(x.device)
     if groups:
         sets = x.unflatten(1, (groups, x.shape[1] // groups))
         return sets.mean(tuple(range(2, sets.dim())), dtype=dtype)
@@ -191,7 +188,7 @@ def _spread(values: Tensor, x: Tensor, groups: int) -> Tensor:
 
 
 def _inverse_deviation(variance: Tensor, x: Tensor, groups: int, eps: float) -> Tensor:
-    return _spread((variance.to(statistics_dtype(x.device)) + eps).rsqrt(), x, groups)
+    return _spread((variance.to(widest_dtype(x.device)) + eps).rsqrt(), x, groups)
 
 
 def _normalized(input: Tensor, mean: Tensor, variance: Tensor, groups: int, eps: float) -> Tensor:
@@ -222,7 +219,7 @@ def _before_activation(grad: Tensor, z: Tensor, output: Tensor | None, slope: fl
 def _parameter_gradients(
     d: Tensor, x: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    dtype = statistics_dtype(d.device)
+    dtype = widest_dtype(d.device)
     return (
         _sum(d * x, dtype).to((input if weight is None else weight).dtype),
         _sum(d, dtype).to((input if bias is None else bias).dtype),

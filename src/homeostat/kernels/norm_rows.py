@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from homeostat.errors import invalid, invalid_type
-from homeostat.kernels.backend import choose, implementation
+from homeostat.kernels.backend import choose, implementation, widest_dtype
 from homeostat.kernels.operator import Operator
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -40,7 +40,7 @@ def normalize(
         length: values per row. groups: rows per example.
         center: without it, mean is taken as 0, and variance is the mean of squares.
         slope: of the activation: 1 identity, 0 relu.
-    Returns: output (contiguous); mean and variance (biased), float64 of shape (rows,), which have no gradient.
+    Returns: output (contiguous); mean and variance (biased), `widest_dtype`, shape (rows,), which have no gradient.
     Raises: InvalidValue, InvalidType for sizes, dtypes and devices that do not fit.
     Source: Ba et al. 2016, arXiv:1607.06450; Zhang and Sennrich 2019, arXiv:1910.07467;
             Wu and He 2018, arXiv:1803.08494.
@@ -115,7 +115,7 @@ def _compute_gradient(
 def _shape(input: Tensor, weight: Any, bias: Any, residual: Any, length: int, *_: Any) -> tuple[Tensor, Tensor]:
     rows = input.numel() // length if length else 0
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
-    return output, input.new_empty((2, rows), dtype=torch.float64)
+    return output, input.new_empty((2, rows), dtype=widest_dtype(input.device))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -183,7 +183,7 @@ norm_rows = Operator(
     gradient=_gradient,
     batch=_batch,
 )
-"""Output and statistics: float64 (2, rows), mean and variance, without gradient. Arguments as for `normalize`."""
+"""Output and statistics, (2, rows): mean and variance, without gradient. Arguments as for `normalize`."""
 
 norm_rows_gradient = Operator(
     "norm_rows_gradient(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, Tensor? output, Tensor statistics, "

@@ -1,12 +1,14 @@
 """Normalization of rows in plain torch, for any device and dtype: the fallback of `kernels.norm_rows` and its truth.
 
-Everything is computed in float64, for float16 and bfloat16 in float32, and rounded once.
+Everything is computed in float64 where the device has it, for float16 and bfloat16 in float32, and rounded once.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from homeostat.kernels.backend import widest_dtype
 
 
 def normalize(
@@ -27,7 +29,7 @@ def normalize(
     if residual is not None:
         z = z + _rows(residual, length, groups)
     y = _rectified(z, z, slope)
-    return y.to(input.dtype).reshape(input.shape), statistics.to(torch.float64).reshape(2, -1)
+    return y.to(input.dtype).reshape(input.shape), statistics.to(widest_dtype(input.device)).reshape(2, -1)
 
 
 def gradient(
@@ -69,7 +71,7 @@ def gradient(
 
 def _rows(tensor: Tensor, length: int, groups: int) -> Tensor:
     """As (examples, groups, length), in the precision of the computation."""
-    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else torch.float64
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else widest_dtype(tensor.device)
     examples = tensor.numel() // (groups * length) if length else 0
     return tensor.reshape(examples, groups, length).to(wide)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.errors import invalid
+from homeostat.kernels.backend import widest_dtype
 from homeostat.nn.functional.norm import batch_norm
 from homeostat.nn.fused import Fused
 
@@ -54,7 +55,7 @@ class _BatchNorm(Fused, nn.modules.batchnorm._BatchNorm):
         if training and self.track_running_stats:
             count = self.num_batches_tracked
             if momentum is None and count is not None:  # a tensor: compiled code need not wait for its value
-                momentum = (count + 1).double().reciprocal()
+                momentum = (count + 1).to(widest_dtype(count.device)).reciprocal()
         output = batch_norm(
             input, mean, variance, self.weight, self.bias, training or (mean is None and variance is None),
             0.0 if momentum is None else momentum, self.eps,

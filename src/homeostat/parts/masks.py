@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from homeostat.errors import HomeostatError, InvalidValue, NoEffectWarning, invalid, invalid_type
+from homeostat.kernels.backend import widest_dtype
 from homeostat.nn import functional as fast
 from homeostat.parts.layers import Sample, call, tensors_in
 from homeostat.parts.modes import (
@@ -101,7 +102,7 @@ def enumerate_masks(model: nn.Module, input: Sample, max_units: int = 16, *, kin
             output = tensor_in(_WHERE, _run(model, input, len(numbers), masks, keep))
             outputs.append(output.reshape(len(numbers), examples, *output.shape[1:]))
             weights.append(torch.where(keep, 1 - p, p).prod(1))
-    wide = torch.float32 if both.device.type == "mps" else torch.float64
+    wide = widest_dtype(both.device)
     return summarize(torch.cat(outputs), kind, torch.cat(weights).to(both.device, wide))
 
 

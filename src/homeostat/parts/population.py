@@ -22,6 +22,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from homeostat import seeds
 from homeostat.errors import NoEffectWarning, invalid, invalid_type, unknown
+from homeostat.kernels.backend import widest_dtype
 from homeostat.kernels.moments import moments
 from homeostat.parts.modes import device_of, dropping, map_tensors, only_training, uncompiled
 
@@ -123,7 +124,7 @@ class _Estimate:
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After a call: momentum was 1, so the layer's buffers hold this batch's statistics."""
         input = _input(args, kwargs)
-        wide = torch.float32 if input.device.type == "mps" else torch.float64
+        wide = widest_dtype(input.device)
         count = input.numel() // self.layer.num_features
         if self.pooled and isinstance(self.layer, _InstanceNorm):  # its buffers lack the spread between instances
             seen = moments(input, dim=input.dim() - self.layer._get_no_batch_dim())

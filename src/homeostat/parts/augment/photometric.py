@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from homeostat.kernels.backend import widest_dtype
 from homeostat.parts.augment.draws import per_example
 
 LUMA = (0.299, 0.587, 0.114)
@@ -46,7 +47,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """m + factor · (x - m) with m the mean of the image in gray, kept in [0, 1]; factor (N,)."""
     # in float64 the mean does not depend on the order of the sum, and so not on the batch; Apple's GPUs have none
-    wide = torch.float32 if images.device.type == "mps" else torch.float64
+    wide = widest_dtype(images.device)
     mean = to_grayscale(images).mean((1, 2, 3), keepdim=True, dtype=wide).to(images.dtype)
     return _blend(images, mean, factor)
 

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from homeostat import seeds
+from homeostat.kernels.backend import widest_dtype
 from homeostat.parts.dataflow import replace
 from homeostat.parts.init.sites import Site
 from homeostat.parts.layers import Sample, call_once, tensors_in, untouched
@@ -51,7 +52,7 @@ def mean_square(tensor: Tensor) -> float:
 
 def wide(tensor: Tensor) -> Tensor:
     """The numbers in float64, or float32 on devices that have no more."""
-    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+    return tensor.detach().to(widest_dtype(tensor.device))
 
 
 class Visits(TorchFunctionMode):
