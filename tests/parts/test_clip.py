@@ -171,6 +171,17 @@ def test_sparse_gradients_are_refused():
             clip(embedding.parameters(), 1.0)
 
 
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1e30), (torch.float32, 1e20), (torch.float64, 1e200)])
+def test_gradients_whose_squares_overflow_are_clipped(dtype, size, foreach):
+    parameters = with_gradients([[3 * size, 0.0], [4 * size]], dtype)
+    assert clip_grad_norm_(parameters, 1.0, foreach=foreach).item() == pytest.approx(5 * size, rel=1e-2)
+    torch.testing.assert_close(joined(parameters), torch.tensor([0.6, 0.0, 0.8]).double(), rtol=1e-2, atol=0)
+    parameters = with_gradients([[3 * size, 0.0], [4 * size]], dtype)
+    clip_grad_norm_(parameters, 1.0, 20.0, foreach=foreach)
+    torch.testing.assert_close(joined(parameters), torch.tensor([0.75, 0.0, 1.0]).double(), rtol=1e-2, atol=0)
+
+
 # -- by unit ----------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +241,14 @@ def test_adaptive_clipping_of_half_precision_does_not_overflow(dtype):
     bias.grad = torch.full((4096,), 2000.0, dtype=dtype)
     adaptive_clip_grad_(bias, 0.1)
     torch.testing.assert_close(bias.grad.float(), torch.full((4096,), 0.8), rtol=1e-2, atol=0)
+
+
+def test_units_whose_squares_overflow_are_clipped():
+    weight, bias = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(4))
+    weight.grad, bias.grad = torch.tensor([[1e20] * 4, [1e-3] * 4]), torch.full((4,), 1e20)
+    adaptive_clip_grad_([weight, bias], 0.1)
+    torch.testing.assert_close(weight.grad, torch.tensor([[0.1] * 4, [1e-3] * 4]))
+    torch.testing.assert_close(bias.grad, torch.full((4,), 0.1))
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ from homeostat.errors import invalid, invalid_type
 from homeostat.parts.penalty import Parameters, with_gradients
 
 _NARROW = (torch.float16, torch.bfloat16)
+_DOUBLE = (torch.float64, torch.complex128)
+_SUMMED = ("cpu", "cuda")
+"""Devices where powers are summed as they are: a CPU sees at once that they overflowed, a GPU sums them in float64."""
 
 
 @torch.no_grad()
@@ -30,8 +33,9 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scale all gradients together so that their joint norm is at most `max_norm`.
 
-    g <- g * min(1, max_norm / (||g|| + eps)), accumulated in at least float32. The direction of g is kept. Where the
-    norm is not finite no factor can mend g: the gradients stay as they are, and the returned norm says so.
+    g <- g * min(1, max_norm / (||g|| + eps)), accumulated in at least float32. The direction of g is kept. Gradients
+    whose squares overflow are clipped too. Where the norm is not finite no factor can mend g: the gradients stay as
+    they are, and the returned norm says so.
 
     Args:
         parameters: tensors with `.grad`; those without are skipped, and one that comes twice counts once.
@@ -59,14 +63,16 @@ def clip_grad_norm_(
     _, gradients = with_gradients(parameters, "clip_grad_norm_")
     if not gradients:
         return torch.zeros((), device="cpu")
-    norms = [norm.to(gradients[0].device) for norm in _norms(gradients, order, foreach is not False)]
-    total = torch.linalg.vector_norm(torch.stack(norms), order)
+    total = _joint_norm(gradients, order, foreach is not False)
     if error_if_nonfinite and not total.isfinite():
         cure = "Look for inf or NaN in the loss, or let error_if_nonfinite be False to pass over such steps."
         raise invalid("clip_grad_norm_", "the gradients' norm", "be finite", total.item(), cure)
+    wider = total.is_cuda and not any(gradient.dtype in _DOUBLE for gradient in gradients)
+    dtype = torch.float32 if wider else total.dtype
     if bound < math.inf:
-        _scale(gradients, torch.where(total.isfinite(), (bound / (total + eps)).clamp(max=1.0), 1.0), foreach)
-    return total
+        factor = torch.where(total.isfinite(), (bound / (total + eps)).clamp(max=1.0), 1.0)
+        _scale(gradients, factor.to(dtype), foreach)
+    return total.to(dtype)
 
 
 @torch.no_grad()
@@ -135,19 +141,43 @@ def adaptive_clip_grad_(
         gradient.mul_(scale)
 
 
+def _joint_norm(gradients: list[Tensor], order: float, together: bool) -> Tensor:
+    """The norm of all gradients, on the first one's device; float64 on a GPU."""
+    device = gradients[0].device
+    if device.type in _SUMMED:
+        norms = [norm.to(device) for norm in _norms(gradients, order, together)]
+        total = torch.linalg.vector_norm(torch.stack(norms), order)
+        if total.is_cuda or math.isfinite(total.item()):
+            return total
+    norms = [_scaled_norm(gradient, order).to(device) for gradient in gradients]
+    return _scaled_norm(torch.stack(norms), order)
+
+
 def _norms(gradients: list[Tensor], order: float, together: bool) -> list[Tensor]:
-    """Each gradient's norm, in any order; powers of half precision overflow, so those are taken in float32."""
+    """Each gradient's norm, in any order."""
     if not together:
         return [torch.linalg.vector_norm(gradient, order, dtype=_wide(gradient)) for gradient in gradients]
-    narrow = [gradient for gradient in gradients if gradient.dtype in _NARROW]
-    wide = [gradient for gradient in gradients if gradient.dtype not in _NARROW]
-    norms = list(torch._foreach_norm(wide, order)) if wide else []
-    return norms + (list(torch._foreach_norm(narrow, order, dtype=torch.float32)) if narrow else [])
+    groups: dict[torch.dtype | None, list[Tensor]] = {}
+    for gradient in gradients:
+        groups.setdefault(_wide(gradient), []).append(gradient)
+    return [norm for dtype, group in groups.items() for norm in torch._foreach_norm(group, order, dtype=dtype)]
 
 
 def _unit_norms(tensor: Tensor, order: float) -> Tensor:
     dims = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
-    return torch.linalg.vector_norm(tensor, order, dims, keepdim=tensor.ndim > 1, dtype=_wide(tensor))
+    if tensor.device.type in _SUMMED:
+        norms = torch.linalg.vector_norm(tensor, order, dims, keepdim=tensor.ndim > 1, dtype=_wide(tensor))
+        if tensor.is_cuda or norms.isfinite().all():
+            return norms
+    return _scaled_norm(tensor, order, dims)
+
+
+def _scaled_norm(tensor: Tensor, order: float, dims: tuple[int, ...] | None = None) -> Tensor:
+    """A norm by way of entries divided by the largest, whose powers cannot overflow."""
+    x = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    largest = torch.linalg.vector_norm(x, math.inf, dims, keepdim=dims is not None)
+    unit = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    return torch.linalg.vector_norm(x / unit, order, dims, keepdim=dims is not None) * unit
 
 
 def _scale(gradients: list[Tensor], factor: Tensor, foreach: bool | None) -> None:
@@ -163,6 +193,9 @@ def _scale(gradients: list[Tensor], factor: Tensor, foreach: bool | None) -> Non
 
 
 def _wide(tensor: Tensor) -> torch.dtype | None:
+    """What powers are summed in; None: the tensor's own dtype."""
+    if tensor.is_cuda and tensor.dtype in (*_NARROW, torch.float32):
+        return torch.float64
     return torch.float32 if tensor.dtype in _NARROW else None
 
 
