@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._utils import _LazySeedTracker
 
 from homeostat import seeds
 
@@ -62,3 +63,48 @@ def test_isolated_puts_the_state_back_even_after_an_error():
     with pytest.raises(ZeroDivisionError), seeds.isolated(3):
         _draw()[0] / 0
     assert _draw() == expected
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """The seeds that wait for CUDA, on a machine that has it; it has not come up yet."""
+    tracker = _LazySeedTracker()
+    monkeypatch.setattr(torch.cuda, "_lazy_seed_tracker", tracker)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    return tracker
+
+
+def test_isolated_leaves_the_seed_that_waits_for_cuda(waiting):
+    torch.cuda.manual_seed_all(7)
+    before = waiting.get_calls()
+    with seeds.isolated(3, "weights"):
+        assert waiting.get_calls() != before  # what comes up in here draws from the stream
+    assert waiting.get_calls() == before
+
+
+def test_where_cuda_comes_up_meanwhile_it_then_gets_the_seed_that_waited(waiting, monkeypatch):
+    seeded = []
+    waiting.queue_seed_all(lambda: seeded.append("waited"), [])
+    with seeds.isolated(3, "weights"):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert seeded == ["waited"]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    waiting.__init__()
+    monkeypatch.setattr(torch.cuda, "seed_all", lambda: seeded.append("any"))
+    with seeds.isolated(3, "weights"):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert seeded == ["waited", "any"]
+
+
+def test_isolated_puts_the_state_of_devices_in_use_back(monkeypatch):
+    states = {"cuda": [torch.zeros(2)], "mps": torch.ones(2)}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states["cuda"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda new: states.update(cuda=new))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states["mps"])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda new: states.update(mps=new))
+    before = dict(states)
+    with seeds.isolated(3):
+        states.update(cuda=[], mps=None)
+    assert states == before

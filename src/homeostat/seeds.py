@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 Purpose = str | int
+
+_LAZY = ("cuda", "xpu")
+"""Devices that come up when they are first used; a seed that they get before waits until then."""
 
 
 def derive(seed: int, *purpose: Purpose) -> int:
@@ -93,7 +97,10 @@ def _seed_torch(seed: int) -> None:
 
 
 def global_state() -> dict[str, Any]:
-    """The global random state of Python, NumPy and torch (every device in use), to be given to `set_global_state`."""
+    """The global random state of Python, NumPy and torch (every device), to be given to `set_global_state`.
+
+    A CUDA or XPU device that is not in use yet has none but the seed that it was told to begin with.
+    """
     import torch
 
     state: dict[str, Any] = {
@@ -101,8 +108,11 @@ def global_state() -> dict[str, Any]:
         "numpy": np.random.get_state(),  # noqa: NPY002
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    for name in _LAZY:
+        device = getattr(torch, name)
+        state[name] = device.get_rng_state_all() if device.is_initialized() else copy(device._lazy_seed_tracker)
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -113,5 +123,14 @@ def set_global_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for name in _LAZY:
+        device, saved = getattr(torch, name), state[name]
+        if isinstance(saved, list):
+            device.set_rng_state_all(saved)
+        elif device.is_initialized():  # meanwhile: it begins as it would have, with what waited for it or with anything
+            for seed, *_ in [call for call in saved.get_calls() if call] or [(device.seed_all,)]:
+                seed()
+        else:
+            vars(device._lazy_seed_tracker).update(vars(saved))
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
