@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from homeostat.errors import InvalidType, InvalidValue
+from homeostat.kernels.augment import augment_batch
+from homeostat.kernels.drop_connect import drop_connect
 from homeostat.kernels.dropout import draw_seed, dropout
 from homeostat.kernels.dropout_reference import threshold
+from homeostat.kernels.noise import add_noise
+from homeostat.kernels.norm_rows import norm_rows
 from homeostat.kernels.philox_reference import words
 
 SEED = torch.tensor([0x123456789ABCDEF, 2**40 + 5])
@@ -168,6 +172,13 @@ def test_the_draw_is_an_operator_that_compilers_leave_alone():
     operator = torch.ops.homeostat.draw_seed.default
     assert torch.Tag.nondeterministic_seeded in operator.tags
     torch.library.opcheck(operator, (torch.empty(2, dtype=torch.int64),), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="This torch has no such tag.")
+def test_compilers_leave_what_draws_out_of_cuda_graphs():
+    for operator in (dropout, add_noise, augment_batch, drop_connect):
+        assert torch.Tag.cudagraph_unsafe in operator.dispatched.tags
+    assert torch.Tag.cudagraph_unsafe not in norm_rows.dispatched.tags
 
 
 def test_batching_over_inputs_shares_masks_and_over_seeds_does_not():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from homeostat.errors import HomeostatError
 from homeostat.kernels.dropout import dropout
 
 SEED = torch.tensor([0x7EDC_BA98_8765_4321, 0x1122_3344_F566_7788])
@@ -89,3 +90,12 @@ def test_parts_of_a_batch_have_the_masks_of_the_whole(triton_device: str) -> Non
 
     whole = dropped(x, 0)
     assert torch.equal(whole, torch.cat([dropped(x[:3], 0), dropped(x[3:4], 3), dropped(x[4:], 4)]))
+
+
+def test_a_graph_that_would_repeat_its_mask_cannot_be_captured(
+    triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(HomeostatError, match=r"CUDA graph.*every replay"):
+        dropout(torch.ones(4, 8, device=triton_device), SEED, 0.5, 2, 0, 0, "triton")

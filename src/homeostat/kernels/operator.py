@@ -19,6 +19,11 @@ from homeostat.errors import HomeostatError
 
 _LIBRARY = torch.library.Library("homeostat", "DEF")
 
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_UNSAFE = getattr(torch.Tag, "cudagraph_unsafe", None)  # older versions of torch lack it
+_SEEDED = _TAGS if _UNSAFE is None else (*_TAGS, _UNSAFE)
+"""The tags of operators that read a seed when they are called: a captured graph would repeat its numbers."""
+
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 
@@ -47,7 +52,7 @@ class Operator:
     ) -> None:
         name = schema.split("(", 1)[0]
         qualified = f"homeostat::{name}"
-        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.define(schema, tags=_SEEDED if "Tensor seed" in schema else _TAGS)
         _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, shape, lib=_LIBRARY)
         self.compute = compute

@@ -9,10 +9,12 @@ Source: Salmon et al. 2011, doi:10.1145/2063384.2063405.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from homeostat.errors import HomeostatError
 from homeostat.kernels.launch_gpu import halves
 
 _M0, _M1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
@@ -20,7 +22,15 @@ _W0, _W1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 
 
 def stream(seed: Tensor) -> tuple[int, int, int]:
-    """The arguments `key`, `key_high`, `number` of a kernel that draws from the stream of a seed, 32 bits each."""
+    """The arguments `key`, `key_high`, `number` of a kernel that draws from the stream of a seed, 32 bits each.
+
+    Raises: HomeostatError while a CUDA graph is captured, which would repeat them at every replay.
+    """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise HomeostatError(
+            "Random numbers cannot be captured in a CUDA graph: every replay would repeat them. Leave what drops or "
+            "augments out of the graph, or take torch's layers: homeostat.use(model, 'torch')."
+        )
     key, number = seed.tolist()
     return *halves(key), halves(number)[0]
 
