@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
+from homeostat.errors import HomeostatError
 from homeostat.kernels.norm_rows import norm_rows, norm_rows_gradient, normalize
 
 SETTINGS = (8, 2, 1e-5, True, 0.0, None)
+
+# torch.autograd.forward_ad scripts some decompositions when it is first used
+LOADS_SCRIPTS = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
 def tensors(*batch: int, grad: bool = False) -> list[torch.Tensor]:
@@ -92,6 +98,36 @@ def test_a_jacobian_by_torch_func_is_that_of_autograd():
     torch.testing.assert_close(
         torch.func.jacrev(function)(small), torch.autograd.functional.jacobian(function, small), rtol=1e-5, atol=1e-6
     )
+
+
+@LOADS_SCRIPTS
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_tangent_is_an_error_and_never_dropped(recording):
+    given = tensors()
+    with forward_ad.dual_level(), torch.set_grad_enabled(recording):
+        expected = run(*given)
+        for place in range(4):
+            dual = forward_ad.make_dual(given[place], torch.ones_like(given[place]))
+            args = [*given[:place], dual, *given[place + 1 :]]
+            with pytest.raises(HomeostatError, match="norm_rows has no forward-mode derivative"):
+                run(*args)
+            with FlopCounterMode(display=False), pytest.raises(HomeostatError, match="no forward-mode derivative"):
+                run(*args)
+            with forward_ad._set_fwd_grad_enabled(False):
+                assert torch.equal(run(*args), expected)
+
+
+@LOADS_SCRIPTS
+def test_a_tangent_of_torch_func_is_an_error_without_gradients_too():
+    x, *others = tensors()
+
+    def without_gradients(x):
+        with torch.no_grad():
+            return run(x, *others)
+
+    for function in (without_gradients, lambda x: run(x, *others)):
+        with pytest.raises(RuntimeError, match="jvp"):
+            torch.func.jvp(function, (x,), (x,))
 
 
 def test_checkpointing_changes_nothing():

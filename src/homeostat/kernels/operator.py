@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C import _functorch, _get_tracing_state, _is_fwd_grad_enabled, _len_torch_dispatch_stack
+from torch.autograd import forward_ad
 
 from homeostat.errors import HomeostatError
 
@@ -68,7 +69,9 @@ class Operator:
         self.transformed = _transformed_function(name, self, setup, gradient, rule)
 
     def __call__(self, *args: Any) -> Any:
-        """The operator's value; differentiable where it has a gradient."""
+        """The operator's value; differentiable where it has a gradient. Raises HomeostatError for a tangent."""
+        if forward_ad._current_level >= 0 and _functorch.maybe_current_level() is None:
+            self._refuse_tangents(args)
         if not _is_eager(args[0]):
             return self.dispatched(*args)
         for place in self.tensors:
@@ -80,6 +83,14 @@ class Operator:
         if self.eager is None or not torch.is_grad_enabled():
             return self.compute(*args)
         return self.eager(*args)
+
+    def _refuse_tangents(self, args: tuple[Any, ...]) -> None:
+        """Without gradients they would just vanish. Under torch.func's transforms, those raise the error."""
+        tensors = [args[place] for place in self.tensors if args[place] is not None]
+        floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if _is_fwd_grad_enabled() and any(forward_ad.unpack_dual(t).tangent is not None for t in floating):
+            cure = "Take gradients backward, or torch's layers: homeostat.use(model, 'torch')."
+            raise HomeostatError(f"{self.dispatched.name()} has no forward-mode derivative. {cure}")
 
     def _loop(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """The batching rule of an operator without its own: one example after the other."""
