@@ -231,6 +231,19 @@ def test_frozen_parameters_and_other_layers_are_left_alone():
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_norms_without_parameters_get_fresh_statistics_except_in_frozen_parts(sampled):
+    def part():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False))
+
+    model = nn.Sequential(part().requires_grad_(False), part(), nn.BatchNorm1d(4, track_running_stats=False))
+    model[0][1].running_mean.fill_(2.0)
+    model[1][1].running_mean.fill_(2.0)
+    initialize_(model, "he_normal", sample=torch.ones(3, 4) if sampled else None, generator=generator())
+    assert (model[0][1].running_mean == 2).all()
+    assert (model[1][1].running_mean == 0).all()
+
+
 def test_a_shared_weight_is_drawn_once():
     model = nn.ModuleDict({"first": nn.Linear(6, 6), "second": nn.Linear(6, 6)})
     model["second"].weight = model["first"].weight

@@ -29,6 +29,7 @@ from homeostat.parts.init.targets import (
     check_settable,
     fans_of,
     is_trained,
+    reset_statistics_,
     scale_,
     set_,
     sources,
@@ -129,15 +130,13 @@ def initialize_(
     chosen = _unshared(targets)
     drawn = {target.name for target in chosen}
     if sample is None or flow is None:
-        for target in chosen:
-            set_(target, order.fill)
+        _set_all(model, chosen, order)
         return Initialization([target.name for target in chosen], [_row(site, order, drawn) for site in sites])
     paths = Paths(Wiring(flow, sites))
     for known in flow.values:
         paths.to(known)
     with _restored_on_error(model):
-        for target in chosen:
-            set_(target, order.fill)
+        _set_all(model, chosen, order)
         notes = _finish(model, sample, order, paths, sites, drawn)
         signals = measure(model, sample, sites)
     texts = _activations(paths, sites, order)
@@ -171,6 +170,12 @@ def _unshared(targets: list[Target]) -> list[Target]:
             done.update(map(id, behind))
             chosen.append(target)
     return chosen
+
+
+def _set_all(model: nn.Module, targets: list[Target], order: Order) -> None:
+    for target in targets:
+        set_(target, order.fill)
+    reset_statistics_(model)
 
 
 def _finish(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
 
 from homeostat.errors import InvalidValue, invalid
@@ -113,7 +113,7 @@ def check_settable(target: Target) -> None:
 
 @torch.no_grad()
 def set_(target: Target, fill: Fill) -> None:
-    """Fill a weight matrix by matrix; set anything else to its neutral value, and fresh statistics beside it."""
+    """Fill a weight matrix by matrix; set anything else to its neutral value."""
     current = getattr(target.layer, target.attribute)
     values = torch.empty_like(current) if _parametrization(target) is not None else current
     if target.to == "scheme":
@@ -123,8 +123,22 @@ def set_(target: Target, fill: Fill) -> None:
         values.fill_(1.0 if target.to == "one" else 0.0)
     if values is not current:
         _assign(target, values)
-    if target.to == "one" and isinstance(target.layer, _NormBase):
-        target.layer.reset_running_stats()
+
+
+def reset_statistics_(model: nn.Module) -> None:
+    """Let running statistics begin anew, except beside frozen parameters, with which somebody made them.
+
+    What decides is the layer, or where it has no parameters the smallest module around it that has some.
+    """
+    modules = dict(model.named_modules())
+    for name, layer in modules.items():
+        if isinstance(layer, _NormBase) and not isinstance(layer.running_mean, UninitializedBuffer):
+            around = name
+            while around and not any(True for _ in modules[around].parameters()):
+                around = around.rpartition(".")[0]
+            beside = list(modules[around].parameters())
+            if not beside or any(parameter.requires_grad for parameter in beside):
+                layer.reset_running_stats()
 
 
 @torch.no_grad()
