@@ -108,6 +108,14 @@ def test_unbiased_false_keeps_the_populations_variance():
     assert "unbiased=False" in repr(layer)
 
 
+@pytest.mark.parametrize("momentum", [1.0, 0.5, 0.1])
+def test_running_statistics_keep_their_digits_beside_far_smaller_ones(momentum):
+    x = 1e-4 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    ours, torchs = BatchNorm1d(3, momentum=momentum), nn.BatchNorm1d(3, momentum=momentum)
+    ours(x), torchs(x)
+    torch.testing.assert_close(ours.running_var, torchs.running_var, rtol=1e-6, atol=0)
+
+
 def test_momentum_none_averages_all_batches():
     batches = torch.randn(4, 10, 3)
     layer = BatchNorm1d(3, momentum=None)

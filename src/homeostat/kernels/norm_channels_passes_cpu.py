@@ -304,10 +304,11 @@ def update(real: Any) -> Any:
         a = carray(block, (1,), record)[0]
         mean, variance = _column(a.mean, a.channels, np.float64), _column(a.variance, a.channels, np.float64)
         own_mean, own_variance = _column(a.running_mean, a.channels, real), _column(a.running_var, a.channels, real)
+        keep = 1.0 - a.momentum  # in float64: a difference of both would round off a new value that is far smaller
         for c in range(a.channels):
-            own_mean[c] += real((mean[c] - own_mean[c]) * a.momentum)
+            own_mean[c] = real(keep * own_mean[c] + a.momentum * mean[c])
         for c in range(a.channels):
-            own_variance[c] += real((variance[c] * a.correction - own_variance[c]) * a.momentum)
+            own_variance[c] = real(keep * own_variance[c] + a.momentum * (variance[c] * a.correction))
 
     return run
 
