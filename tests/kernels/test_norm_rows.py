@@ -101,6 +101,17 @@ def test_outliers_at_the_start_of_a_row_cost_no_digits(backend, first):
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("length", [2, 1500, 20001])
+@pytest.mark.parametrize("center", [True, False])
+def test_a_row_whose_squares_overflow_is_normalized_like_the_others(backend, length, center):
+    x = torch.randn(3, length, generator=torch.Generator().manual_seed(0))
+    x[1] *= 1e25
+    settings = (length, 1, 1e-5, center, 1.0)
+    expected = by_torch([x.double(), None, None, None], *settings)
+    assert_close([normalize(x, None, None, None, *settings, backend)[0]], [expected], 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("center", [True, False])
 def test_statistics_are_those_of_the_rows(backend, center):
     x = torch.randn(6, 40, dtype=torch.float64) + 3

@@ -170,10 +170,26 @@ def moments(x: Any, n: Any, about: Any, inverse: Any, center: Any) -> Any:
         d = x[i] - about
         first += d
         second += d * d
+    if not second < np.inf:
+        return _exact_moments(x, n, inverse, center)
     if not center:
         return 0.0, np.float64(second)
     shift = np.float64(first) * inverse
     return np.float64(about) + shift, np.float64(second) - shift * np.float64(first)
+
+
+@njit
+def _exact_moments(x: Any, n: Any, inverse: Any, center: Any) -> Any:
+    """The same in float64, for values whose squares or sums are too large for their own type."""
+    mean, m2 = 0.0, 0.0
+    if center:
+        for i in range(n):
+            mean += np.float64(x[i])
+        mean *= inverse
+    for i in range(n):
+        d = np.float64(x[i]) - mean
+        m2 += d * d
+    return mean, m2
 
 
 @njit(inline="always")
