@@ -258,6 +258,14 @@ def test_groups_are_those_of_timm(pattern):
     torch.optim.AdamW(groups)
 
 
+@pytest.mark.parametrize("pattern", ["encoder.weight", "decoder.weight"])
+def test_a_module_held_twice_is_exempt_by_either_name(pattern):
+    layer = nn.Linear(4, 4)
+    exempt, decayed = param_groups_weight_decay(nn.ModuleDict({"encoder": layer, "decoder": layer}), 0.05, [pattern])
+    assert exempt["params"] == [layer.weight, layer.bias]
+    assert decayed["params"] == []
+
+
 @pytest.mark.parametrize("function", [split_parameters, penalty_by_layer, param_groups_weight_decay])
 def test_parameters_in_the_place_of_a_model_are_refused(function):
     with pytest.raises(InvalidType, match=f"{function.__name__}: model must be a torch.nn.Module, .* pass the model"):

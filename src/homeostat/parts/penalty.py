@@ -265,8 +265,8 @@ def _split(
         raise invalid_type(where, "model", "be a torch.nn.Module", model, cure)
     decays: dict[nn.Parameter, bool] = {}
     listed: set[nn.Parameter] = set()
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             full_name = f"{prefix}.{name}" if prefix else name
             if any(fnmatchcase(full_name, pattern) for pattern in exempt_names):
                 listed.add(parameter)
