@@ -196,6 +196,16 @@ def by_the_formula(weight, gradient, clip_factor, eps, norm_type):
     return torch.stack(clipped).reshape(weight.shape)
 
 
+def test_clipping_compiles_as_one_graph():
+    ours, eager = (
+        with_gradients([[3e20, 0.0], [4.0]], torch.float32),
+        with_gradients([[3e20, 0.0], [4.0]], torch.float32),
+    )
+    compiled = torch.compile(lambda: clip_grad_norm_(ours, 1.0), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(), clip_grad_norm_(eager, 1.0))
+    torch.testing.assert_close(joined(ours), joined(eager))
+
+
 @settings(deadline=None)
 @given(
     st.sampled_from([(), (5,), (3, 4), (2, 3, 5), (4, 2, 3, 3), (1, 1)]),

@@ -144,7 +144,7 @@ def adaptive_clip_grad_(
 def _joint_norm(gradients: list[Tensor], order: float, together: bool) -> Tensor:
     """The norm of all gradients, on the first one's device; float64 on a GPU."""
     device = gradients[0].device
-    if device.type in _SUMMED:
+    if _sums(gradients[0]):
         norms = [norm.to(device) for norm in _norms(gradients, order, together)]
         total = torch.linalg.vector_norm(torch.stack(norms), order)
         if total.is_cuda or math.isfinite(total.item()):
@@ -165,11 +165,16 @@ def _norms(gradients: list[Tensor], order: float, together: bool) -> list[Tensor
 
 def _unit_norms(tensor: Tensor, order: float) -> Tensor:
     dims = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
-    if tensor.device.type in _SUMMED:
+    if _sums(tensor):
         norms = torch.linalg.vector_norm(tensor, order, dims, keepdim=tensor.ndim > 1, dtype=_wide(tensor))
         if tensor.is_cuda or norms.isfinite().all():
             return norms
     return _scaled_norm(tensor, order, dims)
+
+
+def _sums(tensor: Tensor) -> bool:
+    """Whether powers are summed as they are; in compiled code nobody can look at a sum on the CPU."""
+    return tensor.is_cuda or (tensor.device.type in _SUMMED and not torch.compiler.is_compiling())
 
 
 def _scaled_norm(tensor: Tensor, order: float, dims: tuple[int, ...] | None = None) -> Tensor:
