@@ -76,6 +76,11 @@ def test_levels_are_two_or_more_distinct_finite(levels: tuple[float, ...]) -> No
         Factor("x", levels)
 
 
+def test_levels_that_no_encoding_holds_are_refused() -> None:
+    with pytest.raises(InvalidValue, match="UTF-8"):
+        Factor("x", ("a", "b\udcff"))
+
+
 def test_levels_of_other_types_are_refused_and_numpy_scalars_become_python() -> None:
     with pytest.raises(InvalidType, match="each level"):
         Factor("x", ([1], [2]))

@@ -11,7 +11,7 @@ from objectives import CONFIGURATION, make_ledger
 from homeostat.errors import HomeostatError, InvalidValue
 from homeostat.study.state.lease import Holder
 from homeostat.study.state.ledger import Ledger
-from homeostat.study.state.storage import StorageError
+from homeostat.study.state.storage import StorageError, explained
 
 HOLDER = Holder.current("me")
 FIRST_SCHEMA = """
@@ -110,12 +110,18 @@ def test_a_damaged_study_is_named(ledger, tmp_path):
         ("file", "A file stands there"),
         ("a" * 300, "cannot be used"),
         ("nul\0", "cannot be the name of a directory"),
+        ("half \ud800", "cannot be the name of a directory"),
     ],
 )
 def test_a_directory_that_cannot_be_is_refused(tmp_path, name, message):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=message):
         make_ledger(tmp_path / name)
+
+
+def test_an_error_that_is_not_about_the_directory_is_left_as_it_is(tmp_path):
+    with pytest.raises(ValueError, match="too odd"), explained(tmp_path):
+        raise ValueError("too odd")
 
 
 def test_odd_names_of_directories_work(tmp_path):

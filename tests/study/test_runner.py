@@ -114,6 +114,16 @@ def test_an_exception_is_retried_then_quarantined_with_a_short_traceback(ledger)
     assert not any("study/runner.py" in frame for frame in frames)
 
 
+def test_an_error_with_text_that_no_encoding_holds_is_the_trials_own(ledger):
+    def objective(config, seed):
+        if seed == 0:
+            raise ValueError("no file \udcff here")
+        return {"y": 1.0}
+
+    assert [event[:2] for event in run(ledger, objective, retries=0)] == [("quarantined", 0), ("done", 1)]
+    assert ledger.trials()["failure"][0].startswith("ValueError: no file \\udcff here\n")
+
+
 @pytest.mark.parametrize("error", [SystemExit(2), MemoryError("too much"), RecursionError("deep")])
 def test_no_exception_of_a_trial_ends_the_worker(ledger, error):
     def objective(config, seed):
@@ -137,6 +147,7 @@ def test_no_exception_of_a_trial_ends_the_worker(ledger, error):
         ({3: 0.5}, InvalidType, "each name of a metric must be a text, but got 3"),
         ({"seconds": 0.5}, InvalidValue, "'seconds'"),
         ({"x": 0.5}, InvalidValue, "'x'"),
+        ({"y\udcff": 0.5}, InvalidValue, "each name of a metric must be text that UTF-8 can hold"),
         ({"z": 0.5}, InvalidValue, "its result must hold 'y', but got ['z']"),
     ],
 )
@@ -228,6 +239,7 @@ def test_a_silent_objective_keeps_its_lease(ledger):
         (0.5, {}, "epoch must be an integer"),
         (0, {"seed": 1.0}, "names must not be columns of the table of curves, but got ['seed']"),
         (0, {"loss": "low"}, "loss must be one number, but got 'low'"),
+        (0, {"loss\udcff": 1.0}, "names must be text that UTF-8 can hold"),
     ],
 )
 def test_a_report_that_cannot_be_used_is_an_error_of_the_trial(ledger, epoch, values, message):

@@ -305,6 +305,16 @@ def test_tables_are_safe_to_open_in_a_spreadsheet(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_warnings_that_no_encoding_holds_are_written_out(tmp_path):
+    def objective(config, seed):
+        warnings.warn("odd\udcff", stacklevel=1)
+        return {"y": config["x"] + 0.1 * seed}
+
+    found = Study(objective, {"x": [0, 1]}, 2, directory=tmp_path, workers=0).run(progress=False)
+    assert found.report.exists()
+    assert pd.read_csv(tmp_path / "trials.csv")["warnings"][0] == "UserWarning: odd\\udcff"
+
+
 def test_an_objective_that_cannot_be_sent_leaves_no_directory(tmp_path):
     with open(tmp_path / "file", "w") as file:
         study = Study(lambda config, seed: {"y": file.fileno()}, FACTORS, directory=tmp_path / "study", workers=1)

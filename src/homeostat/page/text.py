@@ -22,6 +22,16 @@ def clean(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
+def encodable(text: str) -> str:
+    """The text with half surrogates, which UTF-8 cannot hold, written out; all else as it is.
+
+    Example:
+        >>> encodable("was\\udcff")
+        'was\\\\udcff'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def shorten(text: str, width: float) -> str:
     """The text on one line, cut with an ellipsis to at most `width` average characters (an East Asian one counts two).
 

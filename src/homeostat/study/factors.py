@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from homeostat.errors import invalid, invalid_type, unknown
+from homeostat.page.text import encodable
 
 Level: TypeAlias = bool | int | float | str | None
 
@@ -40,8 +41,8 @@ class Factor:
             what is distinct, so that 1, 1.0 and True are one level.
         within: (name, level) of another factor, which is not nested itself: in treatments with that level this factor
             has its levels, and in all others it is left out. None is then no level: it marks where it is absent.
-    Raises: InvalidValue for an empty or reserved name, fewer than two levels, a level given twice, NaN or infinity;
-        InvalidType for a level of another type.
+    Raises: InvalidValue for an empty or reserved name, fewer than two levels, a level given twice, NaN, infinity or
+        what UTF-8 cannot hold; InvalidType for a level of another type.
     Example:
         >>> Factor("norm", ("none", "batch")).base
         'none'
@@ -246,6 +247,8 @@ def _checked_level(name: str, level: object) -> Level:
         level = level.item()
     if level is not None and not isinstance(level, bool | int | float | str):
         raise invalid_type("Factor", f"each level of {name!r}", "be None, a bool, a number or a text", level)
+    if isinstance(level, str) and level != encodable(level):
+        raise invalid("Factor", f"each level of {name!r}", "be text that UTF-8 can hold", level)
     if isinstance(level, float) and not math.isfinite(level):
         raise invalid("Factor", f"each level of {name!r}", "be finite", level)
     return level

@@ -15,13 +15,14 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from homeostat.errors import HomeostatError, invalid, invalid_type
+from homeostat.page.text import encodable
 from homeostat.study.state import vitals
 from homeostat.study.state.frames import COLUMNS
 from homeostat.study.state.lease import Holder
@@ -87,9 +88,7 @@ class Trial:
         """
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
             raise invalid("Trial.report", "epoch", "be an integer of at least 0", epoch)
-        taken = {"trial", "treatment", "seed", "epoch"} & values.keys()
-        if taken:
-            raise invalid("Trial.report", "names", "not be columns of the table of curves", sorted(taken))
+        _check_names("Trial.report", "curves", values)
         record = {name: _as_float("Trial.report", name, value) for name, value in values.items()}
         numbers = ({name: _as_float("Trial.step", name, value) for name, value in step.items()} for step in self._steps)
         steps = vitals.pack(list(numbers)) if self._steps else None
@@ -105,10 +104,18 @@ class Trial:
         """
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise invalid("Trial.step", "step", "be an integer of at least 0", step)
-        taken = {"trial", "treatment", "seed", "epoch"} & values.keys()
-        if taken:
-            raise invalid("Trial.step", "names", "not be columns of the table of steps", sorted(taken))
+        _check_names("Trial.step", "steps", values)
         self._steps.append({"step": step, **values})
+
+
+def _check_names(where: str, table: str, names: Iterable[str]) -> None:
+    """Raise InvalidValue for names that the table cannot have."""
+    taken = {"trial", "treatment", "seed", "epoch"}.intersection(names)
+    if taken:
+        raise invalid(where, "names", f"not be columns of the table of {table}", sorted(taken))
+    for name in names:
+        if name != encodable(name):
+            raise invalid(where, "names", "be text that UTF-8 can hold", name)
 
 
 def trial_directory(directory: Path, trial: int) -> Path:
@@ -201,6 +208,8 @@ def _checked(returned: object, claim: Claim, rules: Rules) -> dict[str, float]:
         for name in returned:
             if not isinstance(name, str) or not name:
                 raise invalid_type(where, "each name of a metric", "be a text", name, cure)
+            if name != encodable(name):
+                raise invalid(where, "each name of a metric", "be text that UTF-8 can hold", name)
             if name in taken:
                 raise invalid(where, "metrics", "not be named like a column of the table of trials", name, "Rename it.")
         if rules.response is not None and rules.response not in returned:
@@ -307,7 +316,7 @@ def _collected_warnings(seen: list[str]) -> Iterator[None]:
         try:
             yield
         finally:
-            texts = list(dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught))
+            texts = list(dict.fromkeys(encodable(f"{w.category.__name__}: {w.message}") for w in caught))
             seen += texts[:_WARNINGS]
             if len(texts) > _WARNINGS:
                 seen.append(f"... and {len(texts) - _WARNINGS} more")

@@ -41,12 +41,12 @@ def write_csv(frame: pd.DataFrame, path: Path, *, index: bool = False) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, all of it or nothing.
+    """Write a text file, all of it or nothing. What UTF-8 cannot hold is written out.
 
     Raises: StorageError if it cannot be written.
     """
     with explained(path), _whole(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         reach("table.written")
     reach("table.stored")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from homeostat.errors import HomeostatError, InvalidValue
+from homeostat.page.text import encodable
 from homeostat.study.configuration import differences
 from homeostat.study.factors import Level
 from homeostat.study.state import schema
@@ -365,6 +366,6 @@ def _count_death(
     status = "pending" if deaths <= retries else "quarantined"
     connection.execute(
         f"UPDATE trials SET status = ?, deaths = ?, failure = ?, seconds = ?, warnings = ?, {_FREED} WHERE trial = ?",
-        (status, deaths, failure, *known, trial),
+        (status, deaths, encodable(failure), *known, trial),
     )
     return status

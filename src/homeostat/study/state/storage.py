@@ -6,6 +6,7 @@ What the tables mean is the ledger's business. Nothing here is random.
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import threading
 import time
@@ -104,10 +105,21 @@ def explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or ""
         raise StorageError(f"{path}: {_sqlite_reason(name, error)}") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, HomeostatError):
-            raise
+    except OSError as error:
         raise StorageError(f"{path}: {_file_reason(error)}") from error
+    except ValueError as error:
+        if _can_be_a_path(path):
+            raise  # it is about something else
+        reason = f"this cannot be the name of a directory ({error}). Give another directory."
+        raise StorageError(f"{path}: {reason}") from error
+
+
+def _can_be_a_path(path: Path) -> bool:
+    """Whether the system would look for a file of that name at all."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _sqlite_reason(name: str, error: sqlite3.Error) -> str:
@@ -126,9 +138,7 @@ def _sqlite_reason(name: str, error: sqlite3.Error) -> str:
     return f"{known} ({error})"
 
 
-def _file_reason(error: OSError | ValueError) -> str:
-    if not isinstance(error, OSError):
-        return f"this cannot be the name of a directory ({error}). Give another directory."
+def _file_reason(error: OSError) -> str:
     cures = {
         FileExistsError: "A file stands there; give another directory.",
         NotADirectoryError: "Part of the path is a file; give another directory.",
