@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 
 from homeostat import cli
+from homeostat.errors import HomeostatError
 
 DIGITS = ["study", "digits", "-f", "norm=none,batch", "--seeds", "2", "--epochs", "1", "--workers", "1"]
 
@@ -200,6 +201,16 @@ def test_a_refusal_is_one_line_without_a_traceback(tmp_path):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_errors_do_not_command_the_terminal(monkeypatch, capsys):
+    def app():
+        raise HomeostatError("no \x1b[2J\r here :x:")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "error: no �[2J here :x:\n"
 
 
 def test_another_configuration_in_the_same_directory_is_refused_with_the_difference(digits, tmp_path):

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, unknown
+from homeostat.page.terminal import Printer
 from homeostat.parts.fold import fold as fold_model
 from homeostat.parts.fold import plan_folding
 from homeostat.study.design import KINDS, Design, fold_over, follow_up, make_design, plan
@@ -74,12 +75,13 @@ def study(
         planned: None: run it. Otherwise delta, spread and pilot of its plan, each None where it is not given.
     """
     console = Console()
+    show = Printer(console)
     _check_out(out)
     request = {**_study_file(config_file), **{key: value for key, value in asked.items() if value is not None}}
     if not request.get("task"):
         raise invalid("study", "the task", "be named", None, "Example: homeostat study digits.")
     recipe = _recipe(recipe_file, request.get("recipe", {}), settings, base)
-    with console.status(f"Reading {escape(str(request['task']))} ..."):
+    with console.status(show.cell(f"Reading {request['task']} ...")):
         task = load_task(request["task"], target=request.get("target"), seed=data_seed)
         earlier = None if request.get("after") is None else Earlier.read(request["after"])
         factors = as_factors(request["factors"]) if request.get("factors") else ()
@@ -130,7 +132,7 @@ def study(
     from homeostat.study.show.summary import print_summary  # brings matplotlib, which the trials need not wait for
 
     print_summary(result.analysis, console)
-    _say(console, f"\nReport: {result.report}\nRecipe: {result.directory / 'recipe.toml'}")
+    show.say(f"\nReport: {result.report}\nRecipe: {result.directory / 'recipe.toml'}")
     return 3 if (result.trials["status"] == "quarantined").any() else 0
 
 
@@ -147,29 +149,31 @@ def fit(
 ) -> int:
     """Train one recipe once and print what was measured; returns the exit code."""
     console = Console()
+    show = Printer(console)
     _check_out(out)
     recipe = _recipe(recipe_file, {}, settings, base)
-    with console.status(f"Reading {escape(spec)} ...") as status:
+    with console.status(show.cell(f"Reading {spec} ...")) as status:
         task = load_task(spec, target=target, seed=data_seed)
         objective = Objective(task, recipe)
         status.update(_CHECKING)
         objective.check([{}])
-    with warnings.catch_warnings(record=True) as told, _epochs(console, recipe.epochs) as show:
-        done = fit_recipe(task, recipe, seed, directory=Path(out) / "checkpoints" if out else None, on_epoch=show)
+    with warnings.catch_warnings(record=True) as told, _epochs(console, recipe.epochs) as on_epoch:
+        done = fit_recipe(task, recipe, seed, directory=Path(out) / "checkpoints" if out else None, on_epoch=on_epoch)
     for text in dict.fromkeys(str(warning.message) for warning in told):
-        _say(console, f"! {text}")
+        show.say(f"! {text}")
     for name, value in done.metrics.items():
-        _say(console, f"{name:>24}  {value:.6g}")
+        show.say(f"{name:>24}  {value:.6g}")
     if out:
         save_fit(done, Path(out))
-        _say(console, f"Weights, recipe and metrics: {out}")
+        show.say(f"Weights, recipe and metrics: {out}")
     return 0
 
 
 def fold(source: str, *, task: str | None, target: str | None, onnx: str | None, out: str | None) -> int:
     """Fold a model, say what became of its layers, and write what is asked for; returns the exit code."""
     console = Console()
-    with console.status(f"Reading {escape(source)} ..."):
+    show = Printer(console)
+    with console.status(show.cell(f"Reading {source} ...")):
         if ":" in source and not Path(source).exists():
             model, sample = user_model(source)
         elif task is None:
@@ -178,17 +182,17 @@ def fold(source: str, *, task: str | None, target: str | None, onnx: str | None,
         else:
             model, sample = load_model(Path(source), load_task(task, target=target))
     with console.status("Folding, and comparing the outputs ..."):
-        _say(console, str(plan_folding(model, sample)))
+        show.say(str(plan_folding(model, sample)))
         folded = fold_model(model, sample)
     if out is not None:
         write_file(Path(out), weights_of(folded))
-        _say(console, f"Weights: {out}")
+        show.say(f"Weights: {out}")
     if onnx is not None:
         from homeostat.parts.export_onnx import export_onnx  # brings torch's exporter, which a study need not wait for
 
         with console.status("Exporting to ONNX, and comparing with ONNX Runtime ..."):
             export_onnx(folded, sample, onnx)
-        _say(console, f"ONNX: {onnx}")
+        show.say(f"ONNX: {onnx}")
     return 0
 
 
@@ -201,11 +205,6 @@ def recipe() -> int:
         table.add_row(name, level_text(setting.default), escape(meaning or ""))
     Console().print(table, highlight=False)
     return 0
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a text as it is: names and paths of the user's may look like rich's markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_out(out: str | None) -> None:
@@ -333,6 +332,7 @@ def _print_plan(
     workers: int | None,
 ) -> None:
     """Print what the design will see and cost."""
+    show = Printer(console)
     delta, spread, seconds = planned["delta"], planned["spread"], None
     pilot = None if planned["pilot"] is None else read_pilot(planned["pilot"], response)
     if pilot is not None:
@@ -341,20 +341,19 @@ def _print_plan(
         with console.status("Timing the base treatment ..."):
             seconds = _timed(objective, study.design)
     if study.grid is not None:
-        _say(console, f"{study.grid.describe(study.design)} Below, a trial stands for all its levels.")
+        show.say(f"{study.grid.describe(study.design)} Below, a trial stands for all its levels.")
         seconds = None if seconds is None else seconds * len(study.grid.settings)
     processes = max(1, environment.available_cores() if workers is None else workers)
-    _say(console, str(plan(study.design, delta=delta, spread=spread, seconds=seconds, workers=processes)))
+    show.say(str(plan(study.design, delta=delta, spread=spread, seconds=seconds, workers=processes)))
     if pilot is not None and planned["spread"] is None:
-        _say(
-            console,
-            f"The spread is the pilot's: {pilot.spread:.3g}, with 95 % between {pilot.low:.3g} and {pilot.high:.3g}.",
+        show.say(
+            f"The spread is the pilot's: {pilot.spread:.3g}, with 95 % between {pilot.low:.3g} and {pilot.high:.3g}."
         )
     elif seconds is not None and pilot is None:
-        _say(console, "The time was measured on a few epochs of the base treatment, on one thread.")
+        show.say("The time was measured on a few epochs of the base treatment, on one thread.")
     if study.earlier is not None:
-        _say(console, f"{study.done_before} of the trials are done in {study.earlier.directory}, and need not be run.")
-    _say(console, "Nothing was run and nothing was written: this is a plan.")
+        show.say(f"{study.done_before} of the trials are done in {study.earlier.directory}, and need not be run.")
+    show.say("Nothing was run and nothing was written: this is a plan.")
 
 
 def _timed(objective: Objective, design: Design) -> float | None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from homeostat.claims.evidence import Evidence
 from homeostat.claims.gallery import summary, write_gallery
 from homeostat.claims.registry import CLAIMS, THEMES, claim_of
 from homeostat.claims.run import check_count, run, stored
 from homeostat.errors import HomeostatError, invalid
+from homeostat.page.terminal import Printer
 from homeostat.study.show.export import write_text
 from homeostat.study.study import StudyInterrupted
 
@@ -40,6 +42,7 @@ def run_claims(
 ) -> int:
     """Run claims, print their verdicts, write the gallery; returns the exit code, 3 where an experiment failed."""
     console = Console()
+    show = Printer(console)
     if everything == bool(names):
         raise invalid("claims run", "claims", "be named, or all be run with --all", names, "See homeostat claims list.")
     chosen = list(CLAIMS.values()) if everything else [claim_of(name) for name in dict.fromkeys(names)]
@@ -58,19 +61,19 @@ def run_claims(
                 evidence = run(claim, quick=quick, seeds=seeds, workers=workers, out=out)
             except HomeostatError as error:
                 failed += 1
-                console.print(f"  [red]failed[/] {escape(str(error))}", highlight=False)
+                console.print(Text.assemble(("  failed ", "red"), show.code(str(error))))
                 continue
             found[claim.id] = evidence
             verdict = evidence.verdict
-            word = f"[{_COLORS[verdict.word]}]{verdict.word}[/]"
-            console.print(f"  {word} {escape(verdict.number)}. {escape(verdict.says)}", highlight=False)
+            word = (f"  {verdict.word} ", _COLORS[verdict.word])
+            console.print(Text.assemble(word, show.code(f"{verdict.number}. {verdict.says}")))
     except StudyInterrupted as stop:
         console.print(f"[yellow]{escape(str(stop))}[/]", highlight=False)
         return 130
     finally:
         if found:
             page = _write(found, quick, Path(out), console)
-            console.print(f"\nGallery: {page}", markup=False, highlight=False, soft_wrap=True)
+            show.say(f"\nGallery: {page}")
     return 3 if failed else 0
 
 

@@ -34,6 +34,7 @@ from homeostat.doctor.show.selection import Selection, selection
 from homeostat.doctor.show.table import print_examination, print_families, print_page, print_repair
 from homeostat.doctor.training import Training
 from homeostat.errors import invalid, invalid_type, unknown
+from homeostat.page.terminal import Printer
 from homeostat.training.export import weights_of, write_file
 from homeostat.training.user import returned
 
@@ -95,10 +96,10 @@ def repair(spec: str, *, unsafe: bool, budget: str, seed: int, out: str | None) 
     print_repair(done, console)
     cured = not done.before or (bool(done.changes) and not done.ill)
     if not cured and not unsafe:
-        _say(console, "With --unsafe, changes are tried too that alter the function the model computes now.")
+        Printer(console).say("With --unsafe, changes are tried too that alter the function the model computes now.")
     if out is not None:
         _write_repair(done, Path(out), spec)
-        _say(console, f"\nReport, changes and the repaired model's initial weights: {out}")
+        Printer(console).say(f"\nReport, changes and the repaired model's initial weights: {out}")
     return 0 if cured else NOT_REPAIRED
 
 
@@ -179,7 +180,7 @@ def _deliver(found: Examination, form: str, out: str | None, spec: str, accepted
     write_file(Path(out), text.encode())
     if form != "table":
         print_examination(found, Console(), accepted or ())
-    _say(Console(), f"\nWritten: {out}")
+    Printer(Console()).say(f"\nWritten: {out}")
 
 
 def _text(found: Examination, form: str, spec: str, accepted: frozenset[str] | None) -> str:
@@ -250,15 +251,10 @@ def _plain(console: Console) -> Callable[[str, float], None]:
         nonlocal last
         if time.monotonic() - last >= _PLAIN_SECONDS:
             last = time.monotonic()
-            _say(console, f"{stage}: {share:.0%}")
+            Printer(console).say(f"{stage}: {share:.0%}")
 
     return say
 
 
 def _remark(text: str) -> None:
-    _say(Console(stderr=True), text)
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a text as it is: names and paths of the user's may look like rich's markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    Printer(Console(stderr=True)).say(text)

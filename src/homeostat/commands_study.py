@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from homeostat.page.terminal import Printer
 from homeostat.study.running.status import Onlooker, rendered
 from homeostat.study.show.export import write_parquet
 from homeostat.study.state.ledger import Ledger
@@ -53,8 +54,7 @@ def export(directory: str, *, out: str | None) -> int:
             path = folder / f"{name}.parquet"
             with console.status(f"Writing {name} ..."):
                 rows = write_parquet(frames, path)
-            said = f"{path}: {rows} rows" if rows else f"No {name} are stored."
-            console.print(said, markup=False, highlight=False, soft_wrap=True)
+            Printer(console).say(f"{path}: {rows} rows" if rows else f"No {name} are stored.")
     finally:
         ledger.close()
     return 0

@@ -26,3 +26,10 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 def test_a_terminal_without_unicode_gets_its_nearest() -> None:
     assert printed("0.5 → 0.05, 2 × 3 −1 … 名", "ascii") == "0.5 -> 0.05, 2 x 3 -1 ... ?\n"
+
+
+def test_what_is_said_keeps_its_lines_and_has_no_pictures_and_no_commands() -> None:
+    stream = io.StringIO()
+    text = f"  {'long ' * 20}:x:\n[red]\x1b]0;owned\x07\x1b[2J"
+    Printer(Console(file=stream, width=40, force_terminal=True)).say(text)
+    assert stream.getvalue() == f"  {'long ' * 20}:x:\n[red]�]0;owned��[2J\n"

@@ -315,6 +315,20 @@ def test_warnings_that_no_encoding_holds_are_written_out(tmp_path):
     assert pd.read_csv(tmp_path / "trials.csv")["warnings"][0] == "UserWarning: odd\\udcff"
 
 
+def test_names_and_errors_do_not_command_the_terminal(tmp_path, capsys):
+    def objective(config, seed):
+        if seed == 1:
+            raise ValueError("\x1b]0;owned\x07 :x:")
+        return {"y": float(len(config["x"]))}
+
+    study = Study(objective, {"x": ["a", "b\x1b[2J"]}, 2, directory=tmp_path / "s", workers=0, retries=0)
+    study.run()
+    said = capsys.readouterr().err
+    assert "b�[2J" in said
+    assert "ValueError: �]0;owned� :x:" in said
+    assert "\x1b" not in said
+
+
 def test_an_objective_that_cannot_be_sent_leaves_no_directory(tmp_path):
     with open(tmp_path / "file", "w") as file:
         study = Study(lambda config, seed: {"y": file.fileno()}, FACTORS, directory=tmp_path / "study", workers=1)

@@ -9,7 +9,8 @@ import simulated_studies as simulated
 from rich.cells import cell_len
 from rich.console import Console
 
-from homeostat.study.results.analysis import Analysis
+from homeostat.study.design import make_design
+from homeostat.study.results.analysis import Analysis, analyze
 from homeostat.study.show.remarks import remarks
 from homeostat.study.show.summary import print_summary
 
@@ -101,3 +102,11 @@ def test_every_study_gets_a_summary(name: str, encoding: str) -> None:
 def test_names_are_text_and_not_markup() -> None:
     analysis, _ = simulated.unusual()["hostile"]
     assert "--> [bold]" in printed(analysis, 200)
+
+
+def test_names_of_metrics_are_text_too() -> None:
+    design = make_design(simulated.TWO, 3)
+    table = simulated.trials(design).rename(columns={"valid_accuracy": "score\x1b[2J:x:"})
+    text = printed(analyze(table, design, response="score\x1b[2J:x:"), 200)
+    assert "score�[2J:x:" in text
+    assert "\x1b" not in text

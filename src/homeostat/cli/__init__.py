@@ -14,8 +14,6 @@ import io
 import os
 import sys
 
-import typer
-
 # isort: off
 from homeostat.cli import study, training, doctor, claims  # noqa: F401  # their commands, in the order of the help
 
@@ -30,7 +28,11 @@ def main() -> None:
     try:
         app()
     except HomeostatError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        from rich.console import Console
+
+        from homeostat.page.terminal import Printer
+
+        Printer(Console(stderr=True)).say(f"error: {error}", "red")
         sys.exit(2)
 
 

@@ -44,6 +44,10 @@ class Printer:
     def text(self, text: str, style: str = "") -> None:
         self.console.print(self.cell(text, style))
 
+    def say(self, text: str, style: str = "") -> None:
+        """Print a text whose lines stay as they are, however narrow the terminal: they may be copied."""
+        self.console.print(Text(self.code(text), style=style), soft_wrap=True)
+
     def heading(self, text: str) -> None:
         self.console.print()
         self.text(text, "bold")

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +22,7 @@ from rich.console import Console
 
 from homeostat import environment
 from homeostat.errors import HomeostatError, invalid, invalid_type, unknown
+from homeostat.page.terminal import Printer
 from homeostat.study import configuration
 from homeostat.study.arguments import as_count, as_number, design_of, homes
 from homeostat.study.design import Design, Interactions, Kind
@@ -272,7 +272,7 @@ class Study:
                 ledger.adopt(found, str(self.earlier.directory), sequential=goes_on)
             schedule = Schedule(self.design, self.until, self.goal, self.margin)
             schedule.hold(ledger)
-            with tracking(self.directory, self.name, self.track, partial(console.print, markup=False)) as tracked:
+            with tracking(self.directory, self.name, self.track, Printer(console).say) as tracked:
                 if schedule.advance(ledger, self.response):
                     self._announce(console, ledger)
                     start, names = time.monotonic(), [trial_name(config, seed) for _, seed, config in rows]
@@ -292,7 +292,7 @@ class Study:
             ledger.close()
 
     def _announce(self, console: Console, ledger: Ledger) -> None:
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        say = Printer(console).say
         say(self.design.describe())
         if self.grid is not None:
             say(self.grid.describe(self.design))

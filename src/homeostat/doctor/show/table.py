@@ -64,7 +64,7 @@ def print_repair(repair: Repair, console: Console) -> None:
         show.text(f"{change.why} [{origin}]", "dim")
         for line in change.diff.splitlines():
             style = {"-": "red", "+": "green"}.get(line[:1], "")
-            console.print(Text(show.code(line), style), soft_wrap=True)  # code is copied: no line is broken
+            show.say(line, style)
     if repair.advice:
         show.heading("What only you can change")
         for advice in repair.advice:

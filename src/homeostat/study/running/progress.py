@@ -80,7 +80,7 @@ class _Teller:
         bars: _Board | None = None,
         strongest: Callable[[int], Strongest] | None = None,
     ) -> None:
-        self._console, self._name_of, self._bars, self._strongest = console, name_of, bars, strongest
+        self._show, self._name_of, self._bars, self._strongest = Printer(console), name_of, bars, strongest
         self._bar = bars.add_task("", total=None) if bars else None
         self._start = time.monotonic()
         self._ended_before: int | None = None  # trials that had ended when this driver came
@@ -97,9 +97,9 @@ class _Teller:
             return
         fate = "will be tried again" if kind == "failed" else "is given up"
         gist = text.partition("\n")[0]
-        self._say(f"Trial {trial} ({self._name_of(trial)}) failed and {fate}: {gist}")
+        self._show.say(f"Trial {trial} ({self._name_of(trial)}) failed and {fate}: {gist}")
         if self._failures == _MOST_FAILURES:
-            self._say("Further failures are not shown here; the table of trials has them.")
+            self._show.say("Further failures are not shown here; the table of trials has them.")
 
     def tick(self, counts: Counts) -> None:
         """Bring what is shown up to date."""
@@ -115,7 +115,7 @@ class _Teller:
         waited = time.monotonic() - self._last
         if waited >= (_PLAIN_SECONDS if line != self._last_line else _QUIET_SECONDS):
             self._last, self._last_line = time.monotonic(), line
-            self._say(f"{ended} of {counts.most} trials, {line}")
+            self._show.say(f"{ended} of {counts.most} trials, {line}")
 
     def _line(self, counts: Counts, ended: int) -> str:
         parts = ["finished" if counts.ended else f"{counts.running} running"]
@@ -126,6 +126,3 @@ class _Teller:
             left = (counts.planned - ended) * (time.monotonic() - self._start) / since
             parts.append(f"{'at most ' if counts.waiting else ''}{roughly(left)} left")
         return ", ".join(parts)
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

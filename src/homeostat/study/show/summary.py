@@ -127,7 +127,7 @@ def _treatments(analysis: Analysis, show: Printer) -> Table:
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("treatment", overflow="fold", ratio=1)
     for _, metric in columns:
-        head = "\n".join(exhibits.column_head(metric, analysis.units[metric].points))
+        head = "\n".join(map(show.plain, exhibits.column_head(metric, analysis.units[metric].points)))
         table.add_column(Text(head), justify="right", no_wrap=True)
     for name in [*(name for _, name in shown), "time"]:
         table.add_column(name, justify="right", no_wrap=True)
