@@ -25,7 +25,7 @@ def frame(values: dict[int, list[float]], treatments: dict[int, int]) -> pd.Data
 
 
 def line(values: dict[int, list[float]]) -> learning.Line:
-    return learning._lines(frame(values, dict.fromkeys(values, 0)), "loss", "treatment")[0]
+    return learning._lines(frame(values, dict.fromkeys(values, 0)), "loss")[0]
 
 
 def test_a_line_is_the_mean_with_the_range_over_seeds() -> None:
@@ -92,9 +92,10 @@ def test_grey_lines_are_not_drawn_without_end() -> None:
     assert picture.wide.count('stroke="var(--ghost') <= 64
 
 
-def test_each_factor_has_a_panel_with_its_levels() -> None:
+@pytest.mark.parametrize("quantity", ["loss", "level"])
+def test_each_factor_has_a_panel_with_its_levels(quantity: str) -> None:
     levels = {"norm": {0: "none", 1: "batch", 2: "none", 3: "batch"}, "lr": {0: "0.1", 1: "0.1", 2: "1", 3: "1"}}
-    picture = by_factor(many(4), "loss", levels, str, "By factor.")
+    picture = by_factor(many(4).rename(columns={"loss": quantity}), quantity, levels, str, "By factor.")
     for markup in (picture.wide, picture.narrow):
         for text in ("norm", "lr", "none", "batch", "0.1", "1"):
             assert f">{text}</text>" in markup

@@ -76,6 +76,12 @@ def test_levels_are_two_or_more_distinct_finite(levels: tuple[float, ...]) -> No
         Factor("x", levels)
 
 
+@pytest.mark.parametrize("levels", [(0, 1, "1"), (None, "none"), (True, "true"), (0.1, "0.1")])
+def test_levels_that_are_written_alike_are_refused(levels: tuple[object, ...]) -> None:
+    with pytest.raises(InvalidValue, match="are written alike"):
+        Factor("x", levels)
+
+
 def test_levels_that_no_encoding_holds_are_refused() -> None:
     with pytest.raises(InvalidValue, match="UTF-8"):
         Factor("x", ("a", "b\udcff"))

@@ -148,6 +148,10 @@ def test_no_exception_of_a_trial_ends_the_worker(ledger, error):
         ({"seconds": 0.5}, InvalidValue, "'seconds'"),
         ({"x": 0.5}, InvalidValue, "'x'"),
         ({"y\udcff": 0.5}, InvalidValue, "each name of a metric must be text that UTF-8 can hold"),
+        ({"outcome": 0.5}, InvalidValue, "metric 'outcome' must not take columns that are there already"),
+        ({"y": 0.5, "missing": 0.5}, InvalidValue, "metric 'missing'"),
+        ({"y": 0.5, "y_low": 0.4}, InvalidValue, "but got ['y_low']"),
+        ({"diverged": 0.0}, InvalidValue, "must hold at least one metric"),
         ({"z": 0.5}, InvalidValue, "its result must hold 'y', but got ['z']"),
     ],
 )

@@ -189,6 +189,12 @@ def test_the_response_is_what_the_objective_says_or_returns_first(tmp_path):
     plain = Study(measured, FACTORS, 2, directory=tmp_path / "b", workers=0).run(progress=False)
     assert plain.analysis.response == "valid_accuracy"
 
+    def flagged(config, seed):
+        return {"diverged": 0.0, **measured(config, seed)}
+
+    found = Study(flagged, FACTORS, 2, directory=tmp_path / "c", workers=0).run(progress=False)
+    assert found.analysis.response == "valid_accuracy"
+
 
 def test_the_design_is_the_full_one_as_long_as_that_is_affordable():
     assert Study(measured, FACTORS).design.kind == "full"
@@ -240,6 +246,7 @@ def test_a_design_says_everything():
     [
         ({"objective": 3}, InvalidType, "objective must be callable"),
         ({"goal": "upward"}, InvalidValue, "unknown goal 'upward'"),
+        ({"response": "diverged"}, InvalidValue, "response must be a metric"),
         ({"margin": -1}, InvalidValue, "margin must be finite and at least 0"),
         ({"margin": "1"}, InvalidType, "margin must be a number"),
         ({"workers": -1}, InvalidValue, "workers must be at least 0, but got -1"),

@@ -21,10 +21,14 @@ from homeostat.page.text import encodable
 
 Level: TypeAlias = bool | int | float | str | None
 
-# Columns that a table of trials or of treatments has beside the factors; a factor of that name would hide them.
-RESERVED = frozenset({"trial", "treatment", "seed", "status", "attempt", "seconds", "failure", "warnings"}) | {
-    *("n", "diverged", "failed", "factor", "level", "epoch"),
+# The metric by which an objective says itself that a trial diverged.
+DIVERGED = "diverged"
+# Columns that tables of trials and of treatments have besides; a factor or metric of that name would hide them.
+TAKEN = frozenset({"trial", "treatment", "seed", "status", "attempt", "seconds", "failure", "warnings", "outcome"}) | {
+    *("n", DIVERGED, "failed", "missing"),
 }
+# No factor may be called like a column of tables by level or by epoch either.
+RESERVED = TAKEN | {"factor", "level", "epoch"}
 
 _INTEGER = re.compile(r"[+-]?\d+")
 _NESTED = re.compile(r"\s@\s")
@@ -37,12 +41,12 @@ class Factor:
 
     Args:
         name: how the objective's configuration calls it, e.g. "norm".
-        levels: two or more distinct levels, each None, a bool, a finite number or a text; Python's equality decides
-            what is distinct, so that 1, 1.0 and True are one level.
+        levels: two or more levels, each None, a bool, a finite number or a text; distinct by Python's equality, for
+            which 1, 1.0 and True are one level, and as texts, of which 1 and "1" are one.
         within: (name, level) of another factor, which is not nested itself: in treatments with that level this factor
             has its levels, and in all others it is left out. None is then no level: it marks where it is absent.
-    Raises: InvalidValue for an empty or reserved name, fewer than two levels, a level given twice, NaN, infinity or
-        what UTF-8 cannot hold; InvalidType for a level of another type.
+    Raises: InvalidValue for an empty or reserved name, fewer than two levels, two that are alike, NaN, infinity or what
+        UTF-8 cannot hold; InvalidType for a level of another type.
     Example:
         >>> Factor("norm", ("none", "batch")).base
         'none'
@@ -62,10 +66,14 @@ class Factor:
         if len(levels) < 2:
             cure = "A factor compares: give the base level first, then what to compare with it."
             raise invalid("Factor", f"levels of {self.name!r}", "be two or more", list(levels), cure)
+        texts = [level_text(level) for level in levels]
         for position, level in enumerate(levels):
             if level in levels[:position]:
                 cure = f"Level {level!r} stands there twice."
                 raise invalid("Factor", f"levels of {self.name!r}", "be distinct", list(levels), cure)
+            if texts[position] in texts[:position]:
+                cure = f"{levels[texts.index(texts[position])]!r} and {level!r} are written alike; rename one."
+                raise invalid("Factor", f"levels of {self.name!r}", "be distinct as texts", list(levels), cure)
         object.__setattr__(self, "levels", levels)
         if self.within is not None:
             object.__setattr__(self, "within", _checked_within(self.name, self.within))
@@ -228,7 +236,7 @@ def _check_name(name: object) -> None:
     if not name.strip() or name != name.strip() or not name.isprintable():
         raise invalid("Factor", "name", "be a printable text without blanks around it", name)
     if name in RESERVED:
-        raise invalid("Factor", "name", "not be a column that every table of trials has", name, "Choose another name.")
+        raise invalid("Factor", "name", "not be a column that tables of trials have", name, "Choose another name.")
 
 
 def _checked_within(name: str, within: object) -> tuple[str, Level]:

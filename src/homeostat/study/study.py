@@ -26,7 +26,7 @@ from homeostat.page.terminal import Printer
 from homeostat.study import configuration
 from homeostat.study.arguments import as_count, as_number, design_of, homes
 from homeostat.study.design import Design, Interactions, Kind
-from homeostat.study.factors import Factor, Level
+from homeostat.study.factors import TAKEN, Factor, Level
 from homeostat.study.remote.cluster import Cluster, as_cluster
 from homeostat.study.results.analysis import Analysis
 from homeostat.study.results.wording import counted
@@ -187,6 +187,8 @@ class Study:
             cure = "The level that suits a treatment best may change from seed to seed, and with it what was concluded."
             raise invalid("Study", "until", "not be given together with tune", until, cure)
         self.response = response if response is not None else getattr(objective, "response", None)
+        if self.response in TAKEN:
+            raise invalid("Study", "response", "be a metric", self.response, "Every trial has that besides.")
         self.goal = goal if goal is not None else getattr(objective, "goal", None) or "maximize"
         if self.goal not in ("maximize", "minimize"):
             raise unknown("Study", "goal", self.goal, ("maximize", "minimize"))

@@ -13,7 +13,7 @@ import pandas as pd
 from homeostat.errors import invalid
 from homeostat.inference import Interval, mean_interval, share_difference, share_interval
 from homeostat.study.design import Design
-from homeostat.study.factors import RESERVED, Level
+from homeostat.study.factors import TAKEN, Level
 
 
 def metric_names(trials: pd.DataFrame, design: Design) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def metric_names(trials: pd.DataFrame, design: Design) -> tuple[str, ...]:
 
     The metric `diverged` is a flag, shown as a count, and not among them.
     """
-    other = RESERVED | {factor.name for factor in design.factors}
+    other = TAKEN | {factor.name for factor in design.factors}
     return tuple(str(name) for name in trials.columns if name not in other and _numbers(trials[name]) is not None)
 
 

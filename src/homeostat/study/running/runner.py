@@ -23,8 +23,8 @@ from typing import Any, Literal, TypeAlias
 
 from homeostat.errors import HomeostatError, invalid, invalid_type
 from homeostat.page.text import encodable
+from homeostat.study.factors import DIVERGED, TAKEN
 from homeostat.study.state import vitals
-from homeostat.study.state.frames import COLUMNS
 from homeostat.study.state.lease import Holder
 from homeostat.study.state.ledger import Claim, Ledger, StaleClaim
 from homeostat.study.state.storage import FULL, StorageError, explained
@@ -202,22 +202,29 @@ def _checked(returned: object, claim: Claim, rules: Rules) -> dict[str, float]:
     try:
         if not isinstance(returned, Mapping):
             raise invalid_type(where, "its result", "be a dict of metrics", returned, cure)
-        if not returned:
+        if not returned.keys() - {DIVERGED}:
             raise invalid(where, "its result", "hold at least one metric", returned, cure)
-        taken = {*COLUMNS, *claim.config}
         for name in returned:
             if not isinstance(name, str) or not name:
                 raise invalid_type(where, "each name of a metric", "be a text", name, cure)
             if name != encodable(name):
                 raise invalid(where, "each name of a metric", "be text that UTF-8 can hold", name)
-            if name in taken:
-                raise invalid(where, "metrics", "not be named like a column of the table of trials", name, "Rename it.")
+            _refuse_taken(where, name, returned, claim.config)
         if rules.response is not None and rules.response not in returned:
             cure = f"That is the study's response; name another one with response=, such as {next(iter(returned))!r}."
             raise invalid(where, "its result", f"hold {rules.response!r}", sorted(returned), cure)
         return {name: _as_float(where, name, value) for name, value in returned.items()}
     except HomeostatError as error:
         raise _Unusable(error) from None
+
+
+def _refuse_taken(where: str, name: str, metrics: Iterable[str], config: Iterable[str]) -> None:
+    """Raise InvalidValue for a metric whose columns in the table of treatments would be those of something else."""
+    bounds = {f"{name}_low", f"{name}_high"}
+    taken = bounds & {*metrics} | {name, *bounds} & (TAKEN - {DIVERGED} | {*config})
+    if taken:
+        cure = f"With its interval it takes {name}, {name}_low and {name}_high in the table of treatments: rename it."
+        raise invalid(where, f"metric {name!r}", "not take columns that are there already", sorted(taken), cure)
 
 
 def _as_float(where: str, name: str, value: Any) -> float:

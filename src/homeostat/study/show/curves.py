@@ -98,7 +98,7 @@ def overview(
         alt: the figure in a sentence.
         brief: treatment → the name of its line in the narrow layout, where that has to be another.
     """
-    panels = {column: _lines(curves, column, "treatment") for column in titles}
+    panels = {column: _lines(curves, column) for column in titles}
     shorter = {key: ((brief or {}).get(key, label), style) for key, (label, style) in named.items()}
     window = _window(line for lines in panels.values() for line in lines.values())
 
@@ -143,7 +143,7 @@ def by_factor(
         alt: the figure in a sentence.
     """
     panels = {
-        factor: _lines(curves.assign(level=curves["treatment"].map(dict(of))), column, "level", quartiles=True)
+        factor: _lines(curves.assign(treatment=curves["treatment"].map(dict(of))), column, quartiles=True)
         for factor, of in levels.items()
     }
     panels = {
@@ -180,8 +180,11 @@ def by_factor(
     return Picture(draw(True), draw(False), alt)
 
 
-def _lines(curves: pd.DataFrame, column: str, key: str, *, quartiles: bool = False) -> Lines:
-    """One line per value of `key`. A trial that stopped early keeps its last value; what is not finite is left out."""
+def _lines(curves: pd.DataFrame, column: str, *, quartiles: bool = False) -> Lines:
+    """One line per value of the column `treatment`.
+
+    A trial that stopped early keeps its last value; what is not finite is left out.
+    """
     table = curves.pivot_table(
         index="trial", columns="epoch", values=column, aggfunc="last", dropna=False, observed=True
     )
@@ -193,7 +196,7 @@ def _lines(curves: pd.DataFrame, column: str, key: str, *, quartiles: bool = Fal
         row[end + 1 :] = row[end]
     step = max(1, math.ceil(len(epochs) / _MOST_POINTS))
     keep = np.unique([*range(0, len(epochs), step), len(epochs) - 1])
-    owner = curves.groupby("trial")[key].first().reindex(table.index)
+    owner = curves.groupby("trial")["treatment"].first().reindex(table.index)
     low, high = (25, 75) if quartiles else (0, 100)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice|All-NaN slice", RuntimeWarning)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from homeostat.study.factors import DIVERGED
 from homeostat.study.state import frames, schema, vitals
 from homeostat.study.state.lease import Holder
 from homeostat.study.state.records import Attempt, Counts, Finished
@@ -88,9 +89,10 @@ class View:
             yield Finished(json.loads(config), seed, metrics, seconds, warnings, curve)
 
     def first_metric(self) -> str:
-        """The metric that the objective names first, in the first trial that is done."""
+        """The metric that the objective names first in the first trial that is done, but for `diverged`."""
         query = "SELECT metrics FROM trials WHERE status = 'done' ORDER BY trial LIMIT 1"
-        return next(iter(json.loads(self._storage.read(query)[0][0])))
+        names = json.loads(self._storage.read(query)[0][0])
+        return next((name for name in names if name != DIVERGED), DIVERGED)
 
     @property
     def created(self) -> float:
