@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
-from homeostat.study.design import MOST_FULL, Design, fractional_factorial, full_factorial, make_design
+from homeostat.study.design import MOST_FULL, Design, fraction, fractional_factorial, full_factorial, make_design
 from homeostat.study.factors import level_text
 
 # NIST/SEMATECH e-Handbook of Statistical Methods, section 5.3.3.4.7, summary table of fractional factorial designs:
@@ -49,6 +49,32 @@ NIST = {
     (15, 32): 4,
     (31, 32): 3,
 }
+# Chen, Sun & Wu 1993, A catalogue of two-level and three-level fractional factorial designs with small runs:
+# (factors, runs) -> the numbers of words of 3, 4, 5 and 6 letters of the design of minimum aberration. NIST's up to 11
+# factors are the same.
+LEAST_ABERRATION = {
+    (6, 16): (0, 3, 0, 0),
+    (7, 16): (0, 7, 0, 0),
+    (8, 16): (0, 14, 0, 0),
+    (9, 16): (4, 14, 8, 0),
+    (10, 16): (8, 18, 16, 8),
+    (11, 16): (12, 26, 28, 24),
+    (12, 16): (16, 39, 48, 48),
+    (13, 16): (22, 55, 72, 96),
+    (14, 16): (28, 77, 112, 168),
+    (15, 16): (35, 105, 168, 280),
+    (9, 32): (0, 6, 8, 0),
+    (10, 32): (0, 10, 16, 0),
+    (11, 32): (0, 25, 0, 27),
+    (12, 32): (0, 38, 0, 52),
+    (13, 32): (0, 55, 0, 96),
+    (14, 32): (0, 77, 0, 168),
+    (15, 32): (0, 105, 0, 280),
+    (16, 32): (0, 140, 0, 448),
+    (8, 64): (0, 0, 2, 1),
+    (10, 128): (0, 0, 3, 3),
+    (11, 128): (0, 0, 6, 6),
+}
 
 
 def two_level(count: int) -> dict[str, list[int]]:
@@ -75,6 +101,33 @@ def test_fractions_reach_the_resolutions_of_the_nist_table(count: int, runs: int
     design = fractional_factorial(two_level(count), 1, runs=runs)
     assert len(design.treatments) <= runs
     assert design.resolution == NIST[count, runs]
+
+
+@pytest.mark.parametrize(("count", "runs"), sorted(LEAST_ABERRATION))
+def test_fractions_have_the_least_aberration_that_was_published(count: int, runs: int) -> None:
+    design = fractional_factorial(two_level(count), 1, runs=runs)
+    assert len(design.treatments) == runs
+    assert fraction.words(signs(design))[:4] == LEAST_ABERRATION[count, runs]
+
+
+@pytest.mark.parametrize("count", range(9, 15))
+def test_of_all_fractions_in_sixteen_runs_none_has_fewer_words(count: int) -> None:
+    full = full_factorial(two_level(4), 1)
+    products = [c for size in (2, 3, 4) for c in itertools.combinations(range(4), size)]
+    columns = [signs(full)[:, product].prod(axis=1) for product in products]
+    every = (np.column_stack([signs(full), *chosen]) for chosen in itertools.combinations(columns, count - 4))
+    assert fraction.words(fraction.regular_fraction(count, 3)) == min(map(fraction.words, every))
+
+
+@pytest.mark.parametrize(("count", "resolution"), [(6, 3), (9, 3), (9, 4), (8, 5)])
+def test_words_are_the_sets_of_columns_with_a_constant_product(count: int, resolution: int) -> None:
+    matrix = fraction.regular_fraction(count, resolution)
+    sizes = [len(c) for c in powerset(range(count)) if abs(matrix[:, c].prod(axis=1).sum()) == len(matrix)]
+    assert fraction.words(matrix) == tuple(sizes.count(size) for size in range(3, min(count, 8) + 1))
+
+
+def powerset(places: range) -> list[tuple[int, ...]]:
+    return [c for size in range(1, len(places) + 1) for c in itertools.combinations(places, size)]
 
 
 @pytest.mark.parametrize("count", range(3, 12))

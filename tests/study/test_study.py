@@ -4,15 +4,19 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 from objectives import note, notes
 
 from homeostat.errors import HomeostatError, InvalidType, InvalidValue
-from homeostat.study.design import full_factorial
+from homeostat.study.design import Design, full_factorial
 from homeostat.study.show import export
+from homeostat.study.state.ledger import Ledger
 from homeostat.study.study import Study, StudyInterrupted, StudyResult
 
 FACTORS = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
@@ -142,6 +146,17 @@ def test_another_configuration_in_the_same_directory_is_refused(tmp_path):
     assert "base.lr: 0.1 → 0.2" in said
     assert "design.factors.norm: ['none', 'batch'] → ['none', 'layer']" in said
     assert "design.seeds: [0, 1] → [0, 1, 2]" in said
+
+
+def test_a_study_with_another_fraction_in_the_same_directory_is_refused_with_the_difference(tmp_path):
+    factors = {name: [0, 1] for name in "abcdefghi"}
+    study = Study(lambda config, seed: {"y": 1.0}, factors, 1, design="fractional", resolution=4, directory=tmp_path)
+    positions = np.roll(study.design.positions, 1, axis=1)
+    before = replace(Design.at(study.design.factors, positions, 1, "fractional"), resolution=4)
+    with closing(Ledger.create_or_open(tmp_path, study.configuration | {"design": before.to_dict()}, ())):
+        pass
+    with pytest.raises(InvalidValue, match=r"design\.treatments: "):
+        study.run(progress=False)
 
 
 def test_the_default_directory_is_that_of_the_question():

@@ -42,7 +42,8 @@ def fractional_factorial(
     """A regular two-level fraction that contains the base treatment.
 
     Resolution III aliases main effects with two-factor interactions, IV two-factor interactions with each other, V
-    neither. Among fractions of the same size the one of highest resolution is taken.
+    neither. Among fractions of the same size the one of highest resolution is taken, and of these one of least
+    aberration, as far as a search finds it: with the fewest words of the shortest length in which they differ.
 
     Args:
         factors: three or more, two levels each.
@@ -51,7 +52,8 @@ def fractional_factorial(
             factorial.
         runs: instead, at most this many treatments, at the highest resolution that they allow.
     Raises: InvalidValue where no such fraction exists, with what does.
-    Source: Box & Hunter 1961, The 2^(k-p) fractional factorial designs.
+    Source: Box & Hunter 1961, The 2^(k-p) fractional factorial designs; Fries & Hunter 1980, Minimum aberration 2^(k-p)
+        designs.
     Example:
         >>> print(fractional_factorial({name: [0, 1] for name in "abcde"}, seeds=2).describe())
         16 treatments × 2 seeds = 32 trials: 1/2 of the full factorial of a (0, 1), b (0, 1), c (0, 1), d (0, 1), e (0, 1), resolution V.
