@@ -1,10 +1,12 @@
 """How often the 95 % intervals of a study hold what they promise: simulated studies with planted effects.
 
-Four tables. Effects: how often the interval that counts seeds covers, and the one that counts runs; techniques may act
+Five tables. Effects: how often the interval that counts seeds covers, and the one that counts runs; techniques may act
 differently from seed to seed, treatments may differ in spread, runs may be lost. Other methods that stand beside them.
 Whole studies: how often something is recommended, whether the interval of its gain covers, whether the best treatment
-    is
-in the set of those that may be. Single seeds and divergence. Run: python benchmarks/intervals.py [studies]
+is in the set of those that may be. Single seeds and divergence. A metric that takes few values, without and (in
+brackets) with the interval that takes equal differences for certainty.
+
+Run: python benchmarks/intervals.py [studies]
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from homeostat.inference import Judged, share_difference
+from homeostat.inference import Judged, holm, p_beyond, share_difference
 from homeostat.inference.lenth import lenth
 from homeostat.seeds import numpy_generator
 from homeostat.study.design import (
@@ -34,7 +36,7 @@ from homeostat.study.results.advice import recommend
 from homeostat.study.results.best import best_set
 from homeostat.study.results.crosschecks import crosschecks
 from homeostat.study.results.effect_table import effect_contrast, effect_table
-from homeostat.study.results.effects import EffectModel, fit
+from homeostat.study.results.effects import EffectModel, fit, step_of
 from homeostat.study.results.outcomes import tidy, treatment_table
 from homeostat.study.results.wording import Unit
 
@@ -198,18 +200,46 @@ def single(studies: int) -> None:
         print(f"| difference of divergence, {one:.0%} and {two:.0%} of 20 trials | {100 * np.mean(held):.1f} |")
 
 
+def coarse(studies: int) -> None:
+    """Accuracies on 360 examples where there is nothing to find: how many studies claim an effect."""
+    spreads = (0.5, 1.0, 3.0)  # standard deviation of runs, and of seeds, in examples
+    print(f"\n| nothing planted | {' | '.join(f'runs vary by {spread:g} examples' for spread in spreads)} |")
+    print("|---" + "|---:" * len(spreads) + "|")
+    for count, seeds in ((1, 2), (1, 3), (3, 2), (3, 3)):
+        design, draws = full_factorial(first(count), seeds), numpy_generator(0, "coarse", count, seeds)
+        treatment, seed = np.array([(number, seed) for seed in design.seeds for number in design.treatments.index]).T
+        model = EffectModel(design, treatment, seed, np.zeros(len(seed)))
+        table = effect_table(model, "maximize")
+        cells = zip(table["factors"], table["levels"], strict=True)
+        contrasts = np.array([effect_contrast(model, dict(zip(*cell, strict=True))) for cell in cells])
+        texts = []
+        for spread in spreads:
+            claims = np.zeros(2)
+            for _ in range(studies):
+                right = 330 + draws.normal(0, spread, seeds)[seed] + draws.normal(0, spread, len(seed))
+                y = np.round(right) / 360
+                for place, step in enumerate((0.0, step_of(treatment, y, model.confidence))):
+                    judged = replace(model, y=y, step=step).judge_effects(contrasts)
+                    claims[place] += bool((holm(p_beyond(judged, 0.0)) < 0.05).any())
+            before, after = 100 * claims / studies
+            texts.append(f"{after:.1f} ({before:.1f})")
+        what = "one factor" if count == 1 else f"{count} factors, {len(table)} effects"
+        print(f"| {what}, {seeds} seeds | {' | '.join(texts)} |", flush=True)
+
+
 def main() -> None:
     studies = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}", end=", ")
     print(
         f"numpy {np.__version__}, scipy {scipy.__version__}, pandas {pd.__version__}; n = {studies} studies per row of"
     )
-    print(f"effects and of single seeds, {studies // 4} of whole studies, {studies // 10} of other methods.")
+    print(f"effects and of single seeds, {studies // 4} of whole studies and of few values, {studies // 10} of others.")
     print(f"Standard error of one coverage of effects: {100 * (0.95 * 0.05 / studies) ** 0.5:.2f} points.\n")
     effects(studies)
     others(studies // 10)
     whole(studies // 4)
     single(studies)
+    coarse(studies // 4)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from homeostat.inference import (
     LinearModel,
     holm,
     lack_of_fit,
+    least_step,
     mean_interval,
     p_beyond,
     paired_interval,
@@ -114,6 +115,31 @@ def test_in_a_balanced_two_level_design_it_is_the_interval_of_least_squares() ->
     np.testing.assert_allclose(np.column_stack([found.low, found.high]), expected.t_test(contrasts).conf_int())
     np.testing.assert_allclose(found.df, 12)
     np.testing.assert_allclose(found.p, expected.pvalues[1:])
+
+
+def test_observations_of_few_values_that_agree_vary_as_much_as_they_are_rounded() -> None:
+    """Pairs in blocks that differ by the same: no spread is seen, and the step of the values bounds it from below."""
+    x = np.column_stack([np.ones(6), np.tile([-1.0, 1.0], 3), np.repeat([[1, 0], [0, 1], [-1, -1]], 2, axis=0)])
+    contrast, blocks = np.array([[0.0, 2.0, 0.0, 0.0]]), np.repeat([0, 1, 2], 2)
+    y = np.array([330, 332, 331, 333, 335, 337]) / 360
+    found = LinearModel(x).judge(contrast, y, groups=blocks, step=least_step(y))
+    assert found.estimate[0] == pytest.approx(2 / 360)
+    assert found.se[0] == pytest.approx(np.sqrt(2 / 3 / 12) / 360)
+    assert (found.high - found.estimate)[0] == pytest.approx(stats.t.ppf(0.975, 2) * found.se[0])
+    varied = y + np.array([0, 9, 0, 0, 0, 0]) / 360
+    without, beside = (LinearModel(x).judge(contrast, varied, groups=blocks, step=step) for step in (0.0, 1 / 360))
+    assert beside.se[0] == without.se[0]
+
+
+def test_the_step_of_values_is_found_where_they_have_one() -> None:
+    draws = np.random.default_rng(0)
+    counts = np.array([300, 307, 312, 331, 331])
+    assert least_step(counts / 360) == pytest.approx(1 / 360)
+    assert least_step((counts / 360).astype(np.float32)) == pytest.approx(1 / 360, rel=1e-3)
+    assert least_step(1e300 * counts) == pytest.approx(1e300)
+    assert least_step(0.1 * np.array([1.0, 2, 3])) == pytest.approx(0.1)
+    assert least_step(np.array([0.7, 0.7])) == least_step(np.array([])) == 0.0
+    assert not any(least_step(draws.normal(size=8)) for _ in range(50))
 
 
 def test_many_responses_at_once_equal_one_by_one() -> None:

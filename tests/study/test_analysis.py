@@ -54,7 +54,7 @@ def test_a_two_by_two_study_done_by_hand() -> None:
     assert found.by_seed["norm: none → batch"].tolist() == pytest.approx([6.25, 7.75])
     assert found.treatments["score"].tolist() == [10.5, 12.5, 15.5, 21.5]
     assert found.alone["estimate"].tolist() == pytest.approx([5.0, 2.0])
-    assert found.recommendation.kept == ("dropout",)  # at norm=none 2 in both seeds, which leaves no doubt by itself
+    assert found.recommendation.kept == ()  # dropout gains 2 at norm=none under both seeds, which may be chance
     assert found.everything[1].estimate == pytest.approx(11.0)
     assert found.df_resid == 3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from homeostat.errors import InvalidValue
 from homeostat.inference import paired_interval
 from homeostat.study.design import full_factorial
 from homeostat.study.results.analysis import analyze
+from homeostat.study.results.effects import EffectModel, step_of
 
 TWO = {"norm": ["none", "batch"], "dropout": [0, 0.5]}
 THREE = {**TWO, "crop": [False, True]}
@@ -142,6 +145,38 @@ def test_an_objective_without_noise_is_no_crash_and_is_doubted() -> None:
     constant = analyze(trials.assign(valid_score=1.0), design, response="valid_score")
     assert constant.recommendation.kept == ()
     assert np.isnan(constant.r2)
+
+
+def test_equal_differences_of_a_coarse_metric_under_two_seeds_are_no_certainty() -> None:
+    """Two examples more of 360 right, under both seeds."""
+    design = full_factorial({"norm": ["none", "batch"]}, seeds=2)
+    right = {("none", 0): 330, ("none", 1): 333, ("batch", 0): 332, ("batch", 1): 335}
+    trials = planted(design, lambda c: 0.0, metric="valid_accuracy")
+    trials["valid_accuracy"] = [right[pair] / 360 for pair in zip(trials["norm"], trials["seed"], strict=True)]
+    found = analyze(trials, design, response="valid_accuracy")
+    row = found.effects.iloc[0]
+    assert (row.estimate, row.verdict) == (pytest.approx(2 / 360), "no clear effect")
+    assert row.low < 0 < row.high
+    assert found.recommendation.kept == ()
+
+
+def test_a_metric_of_few_values_makes_no_more_claims_than_others() -> None:
+    """Three factors that do nothing, two seeds: 30 % of such studies claimed something."""
+    design = full_factorial(THREE, seeds=2)
+    treatment, seed = np.array(list(np.ndindex(8, 2))).T
+    model = EffectModel(design, treatment, seed, np.zeros(16))
+    draws, claims = np.random.default_rng(0), 0
+    for _ in range(100):
+        right = np.round(330 + draws.normal(size=2)[seed] + draws.normal(size=16))
+        found = replace(model, y=right / 360, step=step_of(treatment, right / 360, 0.95))
+        claims += found.judge_effects(np.eye(8)[2:]).p.min() < 0.05 / 6
+    assert claims <= 5
+
+
+def test_nothing_varies_from_seed_to_seed_only_after_enough_repetitions() -> None:
+    treatment, y = np.repeat([0, 1], 2), np.array([0.9, 0.9, 0.92, 0.92])
+    assert step_of(treatment, y, 0.95) == pytest.approx(0.02)
+    assert step_of(np.tile(treatment, 2), np.tile(y, 2), 0.95) == 0.0
 
 
 def test_warnings_of_the_trials_are_gathered_with_where_they_came_from() -> None:

@@ -9,6 +9,7 @@ or a network is; what is random takes its generator as an argument.
 from homeostat.inference.intervals import NO_INTERVAL as NO_INTERVAL
 from homeostat.inference.intervals import Interval as Interval
 from homeostat.inference.intervals import holm as holm
+from homeostat.inference.intervals import least_step as least_step
 from homeostat.inference.intervals import mean_interval as mean_interval
 from homeostat.inference.intervals import p_beyond as p_beyond
 from homeostat.inference.intervals import paired_interval as paired_interval

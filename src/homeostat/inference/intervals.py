@@ -14,6 +14,8 @@ from scipy import special  # the distributions themselves: scipy.stats takes hal
 from homeostat.errors import invalid
 
 NOISE = 1e-12  # below this times the size of the data, a difference of floats is rounding
+_MOST_PARTS = 12  # of the least difference of values, that may be their step
+_WHOLE = 1e-3  # so near to a whole number is one: single precision leaves less, chance seldom as little
 
 
 class Interval(NamedTuple):
@@ -119,6 +121,29 @@ def p_beyond(intervals: Any, margin: float, confidence: float = 0.95) -> np.ndar
         p = np.where(over > 0, np.where(se > 0, 2 * special.stdtr(df, -over / se), 0.0), 1.0)
     found: np.ndarray = np.where(np.isnan(estimate) | np.isnan(low) | np.isnan(high), np.nan, np.minimum(p, 1.0))
     return found
+
+
+def least_step(values: np.ndarray) -> float:
+    """The step of a quantity that takes few values, such as a share of 360 examples; 0.0 where none can be seen.
+
+    That is the largest number of which the differences of all values are multiples, among the least difference and its
+    halves, thirds, ... Those of numbers that may be any have no such thing in common.
+
+    Args:
+        values: finite numbers, shape (n,).
+    Example:
+        >>> least_step(np.array([0.25, 1.0, 1.5])), least_step(np.array([0.0, 1.0, 2**0.5, 3**0.5]))
+        (0.25, 0.0)
+    """
+    scale = power_of_two(values)
+    offsets = np.unique(values / scale)
+    gaps = np.diff(offsets)
+    gaps = gaps[gaps > NOISE * np.abs(offsets).max(initial=0.0)]
+    for parts in range(1, _MOST_PARTS + 1) if gaps.size else ():
+        multiples = (offsets - offsets[0]) / (gaps.min() / parts)
+        if np.abs(multiples - multiples.round()).max() < _WHOLE:
+            return float(gaps.min() / parts * scale)
+    return 0.0
 
 
 def power_of_two(y: np.ndarray) -> np.ndarray:

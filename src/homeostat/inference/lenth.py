@@ -27,7 +27,7 @@ class Lenth(NamedTuple):
     simultaneous: float
 
 
-def lenth(effects: np.ndarray, confidence: float = 0.95) -> Lenth:
+def lenth(effects: np.ndarray, confidence: float = 0.95, least: float = 0.0) -> Lenth:
     """How far effects reach that are noise, read off the effects themselves, most of which must be nearly zero.
 
     With s0 = 1.5 median|c|, the pseudo standard error is 1.5 times the median of those |c| that are less than 2.5 s0.
@@ -36,6 +36,7 @@ def lenth(effects: np.ndarray, confidence: float = 0.95) -> Lenth:
         effects: independent estimates of equal standard error, as in an orthogonal two-level design, shape (m,), and
             three or more.
         confidence: in (0, 1).
+        least: the pseudo standard error is no less than this.
     Source: Lenth 1989, Quick and easy analysis of unreplicated factorials, Technometrics 31, 469-473.
     Example:
         >>> found = lenth(np.array([0.3, -0.1, 0.2, 5.0, -0.4, 0.1, 0.25]))
@@ -47,7 +48,7 @@ def lenth(effects: np.ndarray, confidence: float = 0.95) -> Lenth:
     if len(size) < 3 or not np.isfinite(size).all():
         raise invalid("lenth", "effects", "be three or more finite numbers", size)
     first = 1.5 * float(np.median(size))
-    pse = 1.5 * float(np.median(size[size < 2.5 * first])) if first > 0 else 0.0
+    pse = max(least, 1.5 * float(np.median(size[size < 2.5 * first])) if first > 0 else 0.0)
     df, count = len(size) / 3, len(size)
     tail = (1 + confidence ** (1 / count)) / 2
     return Lenth(

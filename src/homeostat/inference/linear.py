@@ -138,7 +138,12 @@ class LinearModel:
         return rest
 
     def judge(
-        self, contrasts: np.ndarray, y: np.ndarray, confidence: float = 0.95, groups: np.ndarray | None = None
+        self,
+        contrasts: np.ndarray,
+        y: np.ndarray,
+        confidence: float = 0.95,
+        groups: np.ndarray | None = None,
+        step: float = 0.0,
     ) -> Judged:
         """Estimates and intervals of contrasts.
 
@@ -147,6 +152,8 @@ class LinearModel:
             y: finite observations, shape (n,), or (n, r) for r responses observed under the same x.
             confidence: in (0, 1).
             groups: the group of each observation, shape (n,); None, or fewer than two distinct ones: all independent.
+            step: of observations that take few values (`least_step`), which may agree by chance and seem to have no
+                spread: the variance of w'y is taken to be at least that of their rounding, step^2 / 12 * w'w.
         Returns: see `Judged`; NaN where a contrast is not estimable, and intervals NaN where no residual is left.
         Raises: InvalidValue if y is not finite, groups are not one per observation, or confidence is not in (0, 1).
         """
@@ -168,7 +175,8 @@ class LinearModel:
             variance, df, pooled = self._variances(w, rest)
         else:
             variance, df, pooled = self._group_variances(w, rest, together)
-        se = np.where(np.isnan(estimate), np.nan, np.sqrt(variance))
+        rounded = (step / scale) ** 2 / 12 * np.einsum("ij,ij->i", w, w)[:, None]
+        se = np.where(np.isnan(estimate), np.nan, np.sqrt(np.maximum(variance, rounded)))
         low, high, p = t_interval(estimate, se, df[:, None], confidence)
         with np.errstate(over="ignore"):  # an end beyond the largest number is infinite
             arrays = (estimate * scale, low * scale, high * scale, se * scale, p)

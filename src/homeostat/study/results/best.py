@@ -46,7 +46,7 @@ def best_set(model: EffectModel, goal: Goal) -> pd.DataFrame:
     estimates, highs, lows = (np.full((count, len(rivals)), np.nan) for _ in range(3))
     for place, rival in enumerate(rivals):
         weights = np.eye(count) - np.eye(count)[rival]
-        judged = means.linear.judge(means.contrasts(weights), sign * model.y, level, model.seed)
+        judged = means.linear.judge(means.contrasts(weights), sign * model.y, level, model.seed, model.step)
         estimates[:, place], lows[:, place], highs[:, place] = judged.estimate, judged.low, judged.high
         for column in (estimates, lows, highs):
             column[rival, place] = np.inf  # nothing is its own rival
@@ -76,7 +76,7 @@ def simultaneous_gain(model: EffectModel, config: Mapping[str, Level]) -> Interv
         return NO_INTERVAL
     contrast = means.difference(model.design.find(config), base)
     level = 1 - (1 - model.confidence) / (len(means.numbers) - 1)
-    return means.linear.judge(contrast, model.y, level, model.seed).at(0)
+    return means.linear.judge(contrast, model.y, level, model.seed, model.step).at(0)
 
 
 def _shared(confidence: float, count: int) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 from homeostat.inference import FTest, holm
 from homeostat.study.design import Design
 from homeostat.study.results.effect_table import by_lenth
-from homeostat.study.results.effects import EffectModel
+from homeostat.study.results.effects import EffectModel, same_under_every_seed
 from homeostat.study.results.outcomes import divergence_table
 from homeostat.study.results.residuals import outliers
 from homeostat.study.results.wording import Unit, counted, listed, setting
@@ -141,15 +141,9 @@ def _spread(model: EffectModel, effects: pd.DataFrame) -> list[str]:
         return ["No run repeats another, so there are no intervals: use --seeds 3 or more."]
     if seeds == 1:
         return ["Only one seed: intervals rest on the assumption that three and more factors do not interact. " + _MORE]
-    if _same_under_every_seed(model):
+    if same_under_every_seed(model.treatment, model.y):
         return ["Every treatment gives the same response under every seed. Does the objective use its seed?"]
     return ["Only two seeds show how results vary from run to run. " + _MORE] if seeds == 2 else []
-
-
-def _same_under_every_seed(model: EffectModel) -> bool:
-    values = pd.Series(model.y).groupby(model.treatment)
-    spread = (values.max() - values.min()).to_numpy()
-    return bool((values.size() > 1).any() and (spread == 0).all())
 
 
 def _lack_of_fit(model: EffectModel) -> list[str]:
@@ -174,7 +168,7 @@ def _slopes(model: EffectModel) -> list[str]:
     tests = [model.slopes(name) for name in names]
     clear = holm([test.p for test in tests]) < 1 - model.confidence
     told = [f"{name} ({_test(test)})" for name, test, sure in zip(names, tests, clear, strict=True) if sure]
-    if not told or _same_under_every_seed(model):
+    if not told or same_under_every_seed(model.treatment, model.y):
         return []
     what = "acts" if len(told) == 1 else "act"
     return [
@@ -186,7 +180,7 @@ def _slopes(model: EffectModel) -> list[str]:
 def _outliers(model: EffectModel) -> list[str]:
     """Single runs that lie too far from what their treatment and their seed lead to expect."""
     far = outliers(model)
-    if far.empty or _same_under_every_seed(model):
+    if far.empty or same_under_every_seed(model.treatment, model.y):
         return []
     columns = (far[name].head(MOST_LISTED).tolist() for name in ("treatment", "seed", "studentized"))
     texts = [

@@ -17,7 +17,7 @@ from homeostat.inference import Interval
 from homeostat.inference.intervals import power_of_two
 from homeostat.inference.robust import interquartile_difference
 from homeostat.study.results.effect_table import effect_contrast
-from homeostat.study.results.effects import EffectModel
+from homeostat.study.results.effects import EffectModel, step_of
 
 NEAR = 0.1  # a rate is near 0 or 1 where a treatment's mean is
 _MOST_RUNS = 2000  # for the mixed model, which takes seconds beyond
@@ -114,7 +114,8 @@ def _log_odds(model: EffectModel, contrasts: np.ndarray) -> Iterator[Interval]:
     distance = np.minimum(model.y, 1 - model.y)
     least = distance[distance > 0].min(initial=0.5) / 2  # stands for 0 and for 1, half of what could be told from them
     clipped = np.clip(model.y, least, 1 - least)
-    judged = replace(model, y=np.log(clipped / (1 - clipped))).judge_effects(contrasts)
+    odds = np.log(clipped / (1 - clipped))
+    judged = replace(model, y=odds, step=step_of(model.treatment, odds, model.confidence)).judge_effects(contrasts)
     yield from (judged.at(place) for place in range(len(contrasts)))
 
 

@@ -71,7 +71,7 @@ def _judged(model: EffectModel, contrasts: np.ndarray) -> Judged:
     products, size = weights @ weights.T, float(np.diagonal(weights @ weights.T).mean())
     if not judged.estimable.all() or not np.allclose(products, size * np.eye(count), atol=1e-9 * size):
         return judged  # the estimates must be independent and equally precise
-    found = lenth(judged.estimate, model.confidence)
+    found = lenth(judged.estimate, model.confidence, least=model.step * float(np.sqrt(size / 12)))
     p = 2 * special.stdtr(found.df, -np.abs(judged.estimate) / found.pse) if found.pse > 0 else judged.p
     low, high = judged.estimate - found.margin, judged.estimate + found.margin
     return judged._replace(low=low, high=high, se=np.full(count, found.pse), df=np.full(count, found.df), p=p)

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from homeostat.inference import NO_INTERVAL, FTest, Interval, Judged, LinearModel, lack_of_fit
+from homeostat.inference import NO_INTERVAL, FTest, Interval, Judged, LinearModel, lack_of_fit, least_step
 from homeostat.study.design import Design, Effect
 from homeostat.study.factors import Level, level_text
 from homeostat.study.results.means import MOST_MEANS, TreatmentMeans
@@ -52,6 +52,7 @@ class EffectModel:
         design: the design of the study.
         treatment, seed, y: of the trials that count, shape (n,) each.
         confidence: of every interval.
+        step: the least by which two results differ, see `step_of`; 0 where they may differ by any amount.
     """
 
     design: Design
@@ -59,6 +60,7 @@ class EffectModel:
     seed: np.ndarray
     y: np.ndarray
     confidence: float = 0.95
+    step: float = 0.0
 
     @cached_property
     def effects(self) -> tuple[Effect, ...]:
@@ -162,7 +164,7 @@ class EffectModel:
 
     def judge(self, contrasts: np.ndarray) -> Judged:
         """Estimates and intervals of contrasts of the coefficients, shape (q, coefficients), as this model has them."""
-        return self.linear.judge(contrasts, self.y, self.confidence, self.seed)
+        return self.linear.judge(contrasts, self.y, self.confidence, self.seed, self.step)
 
     def judge_effects(self, contrasts: np.ndarray) -> Judged:
         """The same contrasts as sums of the treatments' own means, where seeds repeat treatments.
@@ -172,7 +174,7 @@ class EffectModel:
         repetition, or where only this model connects the treatments, it judges.
         """
         linear, weights = self._in_means(contrasts)
-        return linear.judge(weights, self.y, self.confidence, self.seed)
+        return linear.judge(weights, self.y, self.confidence, self.seed, self.step)
 
     def pure_error(self, contrasts: np.ndarray) -> tuple[Judged, np.ndarray]:
         """The same estimates with intervals that count runs as independent, and their plain HC3 standard errors (q,).
@@ -181,7 +183,7 @@ class EffectModel:
         seed: in a study of 32 treatments, where that varies twice as much as single runs, they cover two thirds.
         """
         linear, weights = self._in_means(contrasts)
-        return linear.judge(weights, self.y, self.confidence), linear.hc3(weights, self.y)
+        return linear.judge(weights, self.y, self.confidence, step=self.step), linear.hc3(weights, self.y)
 
     def by_seed(self, contrasts: np.ndarray) -> np.ndarray:
         """What each seed alone says of the contrasts: shape (seeds, q), the seeds in the order of the design.
@@ -224,7 +226,7 @@ class EffectModel:
         if self.means is None:
             return NO_INTERVAL
         contrast = self.means.difference(self.design.find(config), self.design.find(other))
-        return self.means.linear.judge(contrast, self.y, self.confidence, self.seed).at(0)
+        return self.means.linear.judge(contrast, self.y, self.confidence, self.seed, self.step).at(0)
 
     def predicted(self, positions: np.ndarray) -> np.ndarray:
         """The response of configurations, shape (m,), by what `difference` goes by; NaN where that cannot tell.
@@ -315,7 +317,26 @@ def fit(frame: pd.DataFrame, design: Design, metric: str, confidence: float = 0.
         frame = frame.iloc[:0].assign(**{metric: 0.0})
     own = frame[(frame["outcome"] == "ok") & np.isfinite(frame[metric].to_numpy(dtype=float))]
     treatment, seed = own["treatment"].to_numpy(dtype=int), own["seed"].to_numpy(dtype=int)
-    return EffectModel(design, treatment, seed, own[metric].to_numpy(dtype=float), confidence)
+    y = own[metric].to_numpy(dtype=float)
+    return EffectModel(design, treatment, seed, y, confidence, step_of(treatment, y, confidence))
+
+
+def step_of(treatment: np.ndarray, y: np.ndarray, confidence: float) -> float:
+    """The step of results that take few values, by which they may agree by chance; 0 where seeds change nothing.
+
+    That seeds change nothing is seen where every treatment gives the same under all its seeds. One repetition may do
+    so by chance, in half of the cases say; as many as leave less than 1 - `confidence` of that do not.
+    """
+    repeated = len(y) - len(np.unique(treatment))
+    if same_under_every_seed(treatment, y) and 0.5**repeated < 1 - confidence:
+        return 0.0
+    return least_step(y)
+
+
+def same_under_every_seed(treatment: np.ndarray, y: np.ndarray) -> bool:
+    """Whether treatments were repeated, and each gave the same every time."""
+    values = pd.Series(y).groupby(treatment)
+    return bool((values.size() > 1).any() and (values.max() == values.min()).all())
 
 
 def oriented(goal: Goal) -> int:
