@@ -149,6 +149,22 @@ def test_the_loss_tells_where_yes_begins(loss, boundary):
     assert score_of(None, outputs, targets, loss).boundary == pytest.approx(boundary, abs=0.026)
 
 
+@pytest.mark.parametrize(
+    ("loss", "boundary"),
+    [
+        (F.binary_cross_entropy_with_logits, 0.0),
+        (lambda o, t: F.soft_margin_loss(o, 2 * t - 1), 0.0),
+        (F.binary_cross_entropy, 0.5),
+        (lambda o, t: F.binary_cross_entropy(o, t, weight=1 + 4 * t), 0.5),
+        (lambda o, t: -(t * o.clamp(1e-7, 1).log() + (1 - t) * (1 - o).clamp(1e-7, 1).log()).mean(), 0.5),
+        (F.mse_loss, 0.5),
+    ],
+)
+def test_outputs_that_begin_between_0_and_1_are_probabilities_only_where_the_loss_takes_them_for_such(loss, boundary):
+    targets = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+    assert score_of(None, torch.tensor([[0.1], [0.4], [0.8], [0.2]]), targets, loss).boundary == boundary
+
+
 def test_r2_is_one_for_the_targets_zero_for_their_mean_and_nan_for_nan():
     targets = torch.tensor([[0.5], [1.0], [3.0], [0.0]])
     judge = score_of(None, targets, targets)

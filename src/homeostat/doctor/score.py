@@ -17,6 +17,7 @@ from torch import Tensor
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "other"]
 _GRID = torch.linspace(-4.0, 4.0, 161, dtype=torch.float32)  # in steps of 0.05; holds 0 and 0.5
+_ASKED = 1 << 18  # numbers of outputs that a loss is given at each point of the grid: milliseconds
 
 
 @dataclass(frozen=True)
@@ -180,24 +181,31 @@ def _middle(targets: Tensor) -> float:
 
 
 def _boundary(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor] | None) -> float:
-    """The output at which the loss of a yes is that of a no: 0 for logits, 0.5 for probabilities."""
-    values = outputs.detach()
-    if torch.isfinite(values).all() and values.numel() and values.min() >= 0 and values.max() <= 1:
+    """The output at which the loss of a yes is that of a no: 0 for logits; 0.5 for probabilities, weighed or not."""
+    points = [] if loss is None or not len(targets) else _indifferent(outputs.detach(), targets, loss)
+    in_unit = bool(((outputs >= 0) & (outputs <= 1)).all())
+    if not points or (in_unit and any(0 < point < 1 for point in points)):
         return 0.5
-    if loss is None or not len(targets):
-        return 0.5
+    return points[0]
+
+
+def _indifferent(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+    """The outputs at which the loss of a yes falls below that of a no, to 0.05; it may refuse values."""
+    few = max(2, _ASKED // max(1, outputs[:1].numel()))
+    outputs, targets = outputs[:few], targets[:few]
     no = -1.0 if float(targets.min()) < 0 else 0.0
     gaps = []
     for point in _GRID.tolist():
         try:
             with torch.no_grad():
-                at = torch.full_like(values, point)
+                at = torch.full_like(outputs, point)
                 yes_loss, no_loss = (loss(at, torch.full_like(targets, value)) for value in (1.0, no))
             gaps.append(float(yes_loss - no_loss))
         except Exception:
             gaps.append(math.nan)
+    found = []
     for point, gap, following in zip(_GRID.tolist(), gaps, gaps[1:], strict=False):
         if gap >= 0 > following:  # nan compares false
             width = gap / (gap - following)
-            return round((point + width * 0.05) * 20) / 20
-    return 0.5
+            found.append(round((point + width * 0.05) * 20) / 20)
+    return found
