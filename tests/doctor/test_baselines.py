@@ -95,6 +95,14 @@ def test_token_ids_nests_and_dense_targets_have_the_prior_only():
         assert found.best == found.prior
 
 
+def test_very_many_columns_have_the_prior_only():
+    masks = (torch.arange(40 * 80 * 80) % 3 == 0).reshape(40, 80, 80)
+    examples = Examples(torch.rand(40, 1, 80, 80), masks, 40)
+    found = measured((examples, examples), Score("multilabel", 6400))
+    assert 0.6 < found.prior < 0.7
+    assert math.isnan(found.linear)
+
+
 def test_an_unknown_task_has_no_baselines():
     examples = Examples(torch.rand(10, 2), torch.rand(10, 7), 10)
     found = measured((examples, examples), Score("other"))

@@ -119,6 +119,11 @@ def test_unpack_makes_pairs_of_anything():
         (torch.randn(4, 1), torch.tensor([[-1.0], [1.0], [1.0], [-1.0]]), "binary"),
         (torch.randn(4, 3), torch.tensor([[0.0, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 0]]), "multilabel"),
         (torch.randn(4, 1), torch.tensor([[0.5], [1.0], [3.0], [0.0]]), "regression"),
+        (torch.randn(4, 1, 2, 2), torch.tensor([[[0, 1], [1, 1]]] * 4), "multilabel"),
+        (torch.randn(4, 5, 1), torch.tensor([[0, 1, 1, 0, 0]] * 4, dtype=torch.uint8), "multilabel"),
+        (torch.randn(4, 1, 2, 2), torch.tensor([[[False, True], [True, True]]] * 4), "multilabel"),
+        (torch.randn(4, 1, 2, 2), torch.tensor([[[0, 3], [1, 7]]] * 4), "regression"),
+        (torch.randn(4, 1), torch.tensor([0, 1, 1, 0]), "binary"),
         (torch.randn(4, 3), torch.tensor([[[0.5]]] * 4), "other"),
     ],
 )
@@ -163,6 +168,24 @@ def test_the_loss_tells_where_yes_begins(loss, boundary):
 def test_outputs_that_begin_between_0_and_1_are_probabilities_only_where_the_loss_takes_them_for_such(loss, boundary):
     targets = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
     assert score_of(None, torch.tensor([[0.1], [0.4], [0.8], [0.2]]), targets, loss).boundary == boundary
+
+
+@pytest.mark.parametrize("task", [None, "binary", "multilabel", "multiclass"])
+def test_truth_values_of_pixels_and_words_are_judged_one_by_one(task):
+    masks = torch.tensor([[[0, 1], [1, 1]], [[0, 0], [0, 1]]])
+    outputs = torch.where(masks == 1, 2.0, -2.0)[:, None]
+    outputs[0, 0, 0, 0] = 2.0
+    loss = nn.BCEWithLogitsLoss()
+    judge = score_of(task, outputs, masks, lambda o, t: loss(o[:, 0], t.float()))
+    assert (judge.kind, judge.boundary, judge.of(outputs, masks)) == ("multilabel", 0.0, 7 / 8)
+    words = outputs.reshape(2, 4, 1)
+    assert score_of(task, words, masks.reshape(2, 4).bool()).of(words, masks.reshape(2, 4).bool()) == 7 / 8
+
+
+def test_a_binary_task_may_have_an_output_for_no_and_one_for_yes():
+    outputs, targets = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 4.0]]), torch.tensor([0, 1, 0])
+    judge = score_of("binary", outputs, targets, F.cross_entropy)
+    assert (judge.kind, judge.of(outputs, targets)) == ("multiclass", pytest.approx(2 / 3))
 
 
 def test_r2_is_one_for_the_targets_zero_for_their_mean_and_nan_for_nan():

@@ -103,8 +103,10 @@ def score_of(
         'regression'
     """
     kind = task or _kind(outputs, targets)
-    if kind == "multiclass" and _one_each(outputs, targets) and len(targets.unique()) <= 2:
+    if kind == "multiclass" and _one_output(outputs, targets) and _are_truths(targets):
         kind = "binary"  # two classes are several, to some; one output tells them apart
+    if kind == "binary" and outputs[:1].numel() > 1:  # truth values of many places, or an output for no and one for yes
+        kind = "multiclass" if _kind(outputs, targets) == "multiclass" else "multilabel"
     if kind == "multiclass":
         return _multiclass(outputs, targets)
     if kind in ("binary", "multilabel"):
@@ -122,23 +124,24 @@ def score_of(
 
 
 def _kind(outputs: Tensor, targets: Tensor) -> Kind:
-    whole = not targets.is_floating_point()
-    if whole and outputs.dim() == targets.dim() + 1 and _class_dim(outputs, targets) is not None:
-        columns = outputs.shape[1] if targets.dim() == 1 else 2
-        two = columns == 1 and int(targets.min()) >= 0 and int(targets.max()) <= 1
-        return ("binary" if two else "regression") if columns == 1 else "multiclass"
+    dim = None if targets.is_floating_point() else _class_dim(outputs, targets)
+    if dim is not None and outputs.shape[dim] > 1:
+        return "multiclass"
     if outputs.numel() and outputs.shape[1:].numel() != targets.shape[1:].numel():
         return "other"
+    if not _are_truths(targets):
+        return "regression"
+    if targets.shape[1:].numel() == 1:
+        return "binary"
+    rows = targets.reshape(len(targets), -1)
+    one_hot = outputs.dim() == 2 and bool((rows >= 0).all()) and bool((rows.sum(1) == 1).all())
+    return "multiclass" if one_hot else "multilabel"
+
+
+def _are_truths(targets: Tensor) -> bool:
+    """Whether all targets are 0 and 1, or -1 and 1."""
     values = targets.detach().float()
-    columns = targets.shape[1:].numel()
-    unique = set(values.unique().tolist()) if values.numel() < 1 << 22 else {0.5}
-    if unique <= {0.0, 1.0} or unique == {-1.0, 1.0}:
-        if columns == 1:
-            return "binary"
-        rows = values.reshape(len(values), -1)
-        one_hot = unique <= {0.0, 1.0} and outputs.dim() == 2 and bool((rows.sum(1) == 1).all())
-        return "multiclass" if one_hot else "multilabel"
-    return "regression"
+    return any(bool(((values == no) | (values == 1)).all()) for no in (0, -1))
 
 
 def _multiclass(outputs: Tensor, targets: Tensor) -> Score:
@@ -155,6 +158,12 @@ def _multiclass(outputs: Tensor, targets: Tensor) -> Score:
 def _one_each(outputs: Tensor, targets: Tensor) -> bool:
     """Whether an example has one output and one target."""
     return outputs.numel() == len(outputs) and targets.numel() == len(targets)
+
+
+def _one_output(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether every target has one output to itself, in a dimension of its own where there are several."""
+    dim = _class_dim(outputs, targets)
+    return _one_each(outputs, targets) or (dim is not None and outputs.shape[dim] == 1)
 
 
 def _class_dim(outputs: Tensor, targets: Tensor) -> int | None:

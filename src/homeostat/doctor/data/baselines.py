@@ -21,6 +21,7 @@ from homeostat.doctor.score import Kind, Score
 MOST_TRAIN = 2000  # rows a baseline is fitted on: a linear model of ten classes of 28 x 28 images takes half a second
 MOST_VALID = 2000
 NEIGHBORS = 5  # scikit-learn's custom
+_MOST_COLUMNS = 4096  # of labels: the neighbors' of MOST_VALID examples are 300 MB then
 _MOST_WORK = 3e7  # rows x features x classes of a logistic regression; beyond it, ridge regression on the classes
 _ITERATIONS = 100
 
@@ -119,8 +120,8 @@ def _labels(score: Score, examples: Examples) -> np.ndarray:
 
 
 def _is_dense(labels: np.ndarray, score: Score) -> bool:
-    """Whether an example has a label for each of its pixels or words, which no table row predicts."""
-    return score.kind == "multiclass" and labels.ndim > 1
+    """Whether an example has a label for each of its pixels or words, which no table row predicts, or very many."""
+    return (score.kind == "multiclass" and labels.ndim > 1) or labels[0].size > _MOST_COLUMNS
 
 
 def _prior(known: np.ndarray, truth: np.ndarray, kind: Kind) -> np.ndarray:
