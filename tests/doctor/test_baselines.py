@@ -125,6 +125,22 @@ def test_numbers_that_are_not_finite_are_endured():
     assert values.linear > 0.99
 
 
+def test_what_is_left_out_is_neither_learned_nor_asked():
+    words = torch.tensor([[1, 1, 2], [1, 0, -100], [1, -100, -100], [2, -100, -100]])
+    examples = Examples(torch.rand(4, 3), words, 4)
+    assert measured((examples, examples), Score("multiclass", 3, dense=True)).prior == pytest.approx(4 / 7)
+
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    truths, values = (x[:, :3] > 0).float(), 10 * x[:, :2] + 5
+    missing = torch.rand(400, 3, generator=torch.Generator().manual_seed(1)) < 0.4
+    columns = measured(split(x, truths.masked_fill(missing, math.nan)), Score("multilabel", 3))
+    assert columns.prior < 0.65
+    assert columns.linear > 0.9
+    numbers = measured(split(x, values.masked_fill(missing[:, :2], math.nan)), Score("regression", 2))
+    assert numbers.prior == pytest.approx(0.0, abs=0.05)
+    assert numbers.linear > 0.8
+
+
 @pytest.mark.parametrize("targets", [torch.zeros(30, dtype=torch.int64), torch.full((30,), 2)])
 def test_a_single_class_needs_no_model(targets):
     examples = Examples(torch.rand(30, 2), targets, 30)

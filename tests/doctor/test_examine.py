@@ -42,6 +42,33 @@ def test_a_healthy_training_gets_no_warning():
     assert examination.verdict.startswith("Nothing is wrong as far as was seen: accuracy 0.9")
 
 
+class Tagging(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.say = nn.Embedding(20, 16), nn.Linear(16, 5)
+
+    def forward(self, words):
+        return self.say(self.embed(words))
+
+
+@pytest.mark.parametrize("padding", [-100, 0])
+def test_padding_that_the_loss_leaves_out_is_no_error(padding):
+    """Four fifths of the places are padding, which a model that learns the rest answers with any class."""
+    words = torch.randint(0, 20, (300, 10), generator=GENERATOR)
+    tags = torch.where(torch.arange(10) < 2, words % 4 + 1, padding)
+    model = Tagging()
+    loss = nn.CrossEntropyLoss(ignore_index=padding)
+    training = training_of(
+        model, lambda o, t: loss(o.flatten(0, 1), t.flatten()), (words[:200], tags[:200]), (words[200:], tags[200:]),
+        optimizer=torch.optim.Adam(model.parameters(), 0.01),
+    )  # fmt: skip
+    examination = hs.examine(training, budget=150)
+    assert serious(examination) == set()
+    assert examination.chart.course.score > 0.95
+    assert any("class 0 is not judged" in note for note in examination.notes) == (padding == 0)
+
+
 def frozen_loss(output, target):
     return F.cross_entropy(output, torch.zeros_like(target))
 

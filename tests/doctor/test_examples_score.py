@@ -219,3 +219,65 @@ def test_one_output_for_several_classes_is_read_as_the_number_of_the_class():
 def test_one_output_for_two_classes_is_a_binary_task():
     score = score_of("multiclass", torch.zeros(4, 1), torch.tensor([[0.0], [1.0], [1.0], [0.0]]))
     assert (score.kind, score.numbered) == ("binary", False)
+
+
+WORDS = torch.tensor([[0, 2, 1, -100], [1, 0, 2, 0], [2, 1, -100, -100]])
+SAID = F.one_hot(torch.tensor([[0, 2, 1, 1], [1, 0, 0, 0], [2, 2, 0, 0]]), 3).float()
+
+
+def masked(loss):
+    return lambda o, t: loss(o[t.isfinite()], t[t.isfinite()])
+
+
+def test_what_the_loss_leaves_out_is_not_judged():
+    judge = score_of(None, SAID, WORDS, lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()))
+    assert judge.of(SAID, WORDS) == pytest.approx(7 / 9)
+    assert judge.labels(WORDS).min() == -1
+    images, pixels = SAID[:, :3].movedim(2, 1), WORDS[:, :3].clamp(min=-1) % 256  # 255 is no class
+    assert score_of(None, images, pixels).of(images, pixels) == pytest.approx(6 / 8)
+    assert math.isnan(judge.of(SAID, torch.full_like(WORDS, -100)))
+
+
+def test_missing_truth_values_and_numbers_are_not_judged():
+    truths = torch.tensor([[0.0, math.nan, 1.0], [1.0, 1.0, math.nan], [1.0, 0.0, 1.0]])
+    outputs = torch.tensor([[-1.0, 2.0, 3.0], [1.0, -1.0, 2.0], [3.0, -2.0, 4.0]])
+    judge = score_of(None, outputs, truths, masked(F.binary_cross_entropy_with_logits))
+    assert (judge.kind, judge.boundary, judge.of(outputs, truths)) == ("multilabel", 0.0, pytest.approx(6 / 7))
+    padded = torch.tensor([[0, 1, 1, -100], [1, 0, -100, -100]])
+    assert score_of(None, padded[..., None] + 0.1, padded).of(padded[..., None] + 0.1, padded) == 1.0
+    values = torch.tensor([[0.5, 1.0], [math.nan, 3.0], [1.5, math.inf], [2.5, 8.0]])
+    judge = score_of(None, torch.ones(4, 2), values)
+    assert judge.kind == "regression"
+    assert judge.spread == pytest.approx(((1 + 0 + 1) + (9 + 1 + 16)) / 6)
+    assert judge.of(torch.nan_to_num(values, 7.0, 7.0), values) == 1.0
+    assert judge.of(torch.tensor([[1.5, 4.0]]).expand(4, 2), values) == pytest.approx(0.0)
+
+
+def test_signs_are_told_from_values_that_are_missing():
+    signs, coded = torch.tensor([[-1.0], [1.0], [1.0]]), torch.tensor([[-1.0], [1.0], [0.0]])
+    assert score_of(None, signs, signs).labels(signs).tolist() == [0, 1, 1]
+    assert score_of("binary", coded, coded).labels(coded).tolist() == [-1, 1, 0]
+
+
+def shifted(o, t):
+    """Every word says the next one; nobody says the first."""
+    return F.cross_entropy(o[:, :-1].flatten(0, 1), t[:, 1:].flatten())
+
+
+@pytest.mark.parametrize(
+    ("loss", "ignored"),
+    [
+        (lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten(), ignore_index=2), 2),
+        (lambda o, t: F.cross_entropy(o.movedim(2, 1), t, weight=torch.tensor([0.0, 1.0, 2.0, 1.0, 1.0])), 0),
+        (lambda o, t: F.nll_loss(o.clamp(1e-7).log().flatten(0, 1), t.flatten(), ignore_index=0), 0),
+        (lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()), -1),
+        (lambda o, t: F.multi_margin_loss(o.flatten(0, 1), t.flatten()), -1),
+        (lambda o, t: F.cross_entropy(o[:, -2:].flatten(0, 1), t[:, -2:].flatten(), ignore_index=2), 2),
+        (lambda o, t: o.square().mean(), -1),
+        (lambda o, t: 1 / 0, -1),
+        (shifted, -1),
+    ],
+)
+def test_the_loss_tells_which_class_it_leaves_out(loss, ignored):
+    targets = torch.tensor([[0, 1, 2, 3], [1, 2, 0, 3], [2, 0, 1, 3]])
+    assert score_of(None, torch.zeros(3, 4, 5), targets, loss).ignored == ignored

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.change import CannotApply, Change
 from homeostat.doctor.course import Course, Mark, Runner, evaluating
 from homeostat.doctor.examples import Examples
-from homeostat.doctor.score import Score, score_of
+from homeostat.doctor.score import Score, boundary_of
 from homeostat.doctor.training import Training
 
 Changes: TypeAlias = tuple[Change, ...]
@@ -171,4 +171,4 @@ def _score_for(training: Training, examples: Examples, score: Score) -> Score:
     batch = examples.head(64)
     with evaluating(training.model):
         outputs = training.predict(batch.inputs)
-    return score_of(score.kind, outputs, batch.targets, training.loss)
+    return replace(score, boundary=boundary_of(outputs, batch.targets, training.loss, score.no))

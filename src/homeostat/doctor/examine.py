@@ -188,7 +188,10 @@ class _Examiner:
                 cure = "It is called with (output, target); bind further arguments with functools.partial."
             text = f"{stage} fails on a batch: {type(error).__name__}: {error}."
             raise HomeostatError(f"examine: {text} {cure}") from error
-        return score_of(training.task, outputs, train.targets[:_TARGETS], training.loss)
+        score = score_of(training.task, outputs, train.targets[:_TARGETS], training.loss)
+        if score.ignored >= 0:
+            self.notes.append(f"class {score.ignored} is not judged: the loss leaves it out")
+        return score
 
     def _arms(self, training: Training, examples: tuple[Examples, Examples], score: Score) -> Arms:
         total = training.total_steps

@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from homeostat.doctor.loss.black_box import BlackBox
+from homeostat.doctor.loss.probes import MOST_OUTPUTS
+
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "other"]
 _GRID = torch.linspace(-4.0, 4.0, 161, dtype=torch.float32)  # in steps of 0.05; holds 0 and 0.5
 _ASKED = 1 << 18  # numbers of outputs that a loss is given at each point of the grid: milliseconds
+_PADDING = -100  # torch's ignore_index
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Score:
     """Multiclass: whether an example has one output, which stands for the number of its class."""
     spread: float = 1.0
     """Regression: the mean square of the training targets around their mean, for validation targets without any."""
+    ignored: int = -1
+    """Multiclass: the class that the loss leaves out, such as padding; -1 for none."""
+    no: float = 0.0
+    """Binary and multilabel: the target that means no, 0 or -1."""
 
     @property
     def name(self) -> str:
@@ -44,44 +52,63 @@ class Score:
         return {"regression": "R²", "other": "minus loss"}.get(self.kind, "accuracy")
 
     def labels(self, targets: Tensor) -> Tensor:
-        """Targets in one form: class numbers (N, ...) int64; for multilabel and regression columns (N, K)."""
+        """Targets in one form: class numbers (N, ...) int64; for multilabel and regression columns (N, K).
+
+        What is left out (padding, missing values) is -1, and NaN in a regression.
+        """
         if self.kind == "multiclass":
-            if self.numbered:
-                return targets.reshape(-1).long()
-            return targets.long() if not _is_one_hot_like(targets, self) else targets.argmax(self.class_dim)
-        if self.kind == "binary":
-            return (targets.reshape(len(targets), -1)[:, 0] > _middle(targets)).long()
-        if self.kind == "multilabel":
-            return (targets.reshape(len(targets), -1) > _middle(targets)).long()
-        return targets.reshape(len(targets), -1).float()
+            return self._class_numbers(targets)
+        values = targets.reshape(len(targets), -1).float()
+        if self.kind not in ("binary", "multilabel"):
+            return torch.where(values.isfinite(), values, math.nan)
+        known = values.isfinite() & (values >= self.no)
+        truths = torch.where(known, (values > (1 + self.no) / 2).long(), -1)
+        return truths[:, 0] if self.kind == "binary" else truths
 
     def of(self, outputs: Tensor, targets: Tensor) -> float:
-        """The score of outputs; nan where one is not finite, or the task is unknown."""
+        """The score of outputs, where there are targets; nan where an output is not finite, or the task is unknown."""
         if self.kind == "other" or not torch.isfinite(outputs).all():
             return math.nan
         labels = self.labels(targets)
+        if self.kind == "regression":
+            flat = outputs.detach().reshape(len(outputs), -1).double()
+            return self._explained(flat.cpu().numpy(), labels.double().cpu().numpy())
         if self.kind == "multiclass":
-            classes = outputs.reshape(-1).round() if self.numbered else outputs.argmax(self.class_dim)
-            return (classes == labels).float().mean().item()
-        if self.kind in ("binary", "multilabel"):
-            yes = outputs.reshape(len(outputs), -1) > self.boundary
-            return (yes == labels.reshape(len(labels), -1).bool()).float().mean().item()
-        flat = outputs.detach().reshape(len(outputs), -1).double()
-        return self._explained(flat.cpu().numpy(), labels.double().cpu().numpy())
+            answers = outputs.reshape(-1).round() if self.numbered else outputs.argmax(self.class_dim)
+        else:
+            answers = (outputs.reshape(len(outputs), -1) > self.boundary).long()
+            labels = labels.reshape(len(labels), -1)
+        right = answers == labels
+        right = right[(labels >= 0).expand_as(right)]
+        return right.float().mean().item() if len(right) else math.nan
 
     def of_predictions(self, predicted: np.ndarray, labels: np.ndarray) -> float:
         """The score of predictions in the form that `labels` gives."""
         if self.kind == "regression":
             rows = len(labels)
             return self._explained(predicted.reshape(rows, -1).astype(float), labels.reshape(rows, -1).astype(float))
-        return float(np.mean(predicted.reshape(labels.shape) == labels))
+        right = (predicted.reshape(labels.shape) == labels)[labels >= 0]
+        return float(right.mean()) if len(right) else math.nan
+
+    def _class_numbers(self, targets: Tensor) -> Tensor:
+        known = targets.isfinite()
+        if self.numbered:
+            targets, known = targets.reshape(-1), known.reshape(-1)
+        elif _is_one_hot_like(targets, self):
+            targets, known = targets.argmax(self.class_dim), known.all(self.class_dim)
+        numbers = torch.where(known, targets, 0).long()
+        known = known & (numbers >= 0) & (numbers != self.ignored)
+        if not self.numbered:
+            known &= numbers < self.classes
+        return torch.where(known, numbers, -1)
 
     def _explained(self, predicted: np.ndarray, labels: np.ndarray) -> float:
-        if predicted.shape != labels.shape:
+        kept = np.isfinite(labels)
+        if predicted.shape != labels.shape or not kept.any():
             return math.nan
         with np.errstate(over="ignore", invalid="ignore"):
-            residual = float(np.mean((predicted - labels) ** 2))
-            total = float(np.mean((labels - labels.mean(0)) ** 2))
+            residual = float(np.mean((predicted - labels)[kept] ** 2))
+            total = _variance(labels)
         total = total if total > 0 else self.spread
         return 1.0 - residual / total if total > 0 else float(residual == 0)
 
@@ -95,7 +122,7 @@ def score_of(
         task: as the user named it; None infers it.
         outputs: of one batch, shape (n, ...).
         targets: many training targets, shape (N, ...), N >= n; the first n belong to the outputs.
-        loss: asked for the boundary of a binary task; it may fail.
+        loss: asked where yes begins, and which class it leaves out; it may fail.
     Example:
         >>> score_of(None, torch.zeros(4, 3), torch.tensor([0, 2, 1, 1])).kind
         'multiclass'
@@ -108,18 +135,17 @@ def score_of(
     if kind == "binary" and outputs[:1].numel() > 1:  # truth values of many places, or an output for no and one for yes
         kind = "multiclass" if _kind(outputs, targets) == "multiclass" else "multilabel"
     if kind == "multiclass":
-        return _multiclass(outputs, targets)
+        return _multiclass(outputs, targets, loss)
     if kind in ("binary", "multilabel"):
         columns = max(1, targets.reshape(len(targets), -1).shape[1])
-        boundary = _boundary(outputs, targets[: len(outputs)], loss)
-        return Score(
-            "multilabel" if kind == "multilabel" else "binary", columns if kind == "multilabel" else 2, boundary
-        )
+        no = _no(targets)
+        boundary = boundary_of(outputs, targets[: len(outputs)], loss, no)
+        if kind == "binary":
+            return Score("binary", 2, boundary, no=no)
+        return Score("multilabel", columns, boundary, no=no)
     if kind == "regression":
         values = targets.reshape(len(targets), -1).double()
-        finite = values[torch.isfinite(values).all(1)]
-        spread = ((finite - finite.mean(0)) ** 2).mean().item() if len(finite) else 1.0
-        return Score("regression", values.shape[1], spread=spread)
+        return Score("regression", values.shape[1], spread=_variance(values.cpu().numpy()))
     return Score("other")
 
 
@@ -139,20 +165,49 @@ def _kind(outputs: Tensor, targets: Tensor) -> Kind:
 
 
 def _are_truths(targets: Tensor) -> bool:
-    """Whether all targets are 0 and 1, or -1 and 1."""
+    """Whether the targets that are there are 0 and 1, or -1 and 1."""
     values = targets.detach().float()
-    return any(bool(((values == no) | (values == 1)).all()) for no in (0, -1))
+    values = values[values.isfinite() & (values != _PADDING)]
+    return len(values) > 0 and any(bool(((values == no) | (values == 1)).all()) for no in (0, -1))
 
 
-def _multiclass(outputs: Tensor, targets: Tensor) -> Score:
+def _no(targets: Tensor) -> float:
+    """Which truth value means no: -1 where there is no 0."""
+    values = targets.detach().float()
+    values = values[values >= -1]  # nan compares false
+    return -1.0 if bool((values < 0).any()) and not bool((values == 0).any()) else 0.0
+
+
+def _multiclass(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor] | None) -> Score:
     if _one_each(outputs, targets):
-        return Score("multiclass", int(targets.max()) + 1, numbered=True)
+        numbers = targets[targets.isfinite()]
+        return Score("multiclass", int(numbers.max()) + 1 if len(numbers) else 0, numbered=True)
     if targets.dim() == outputs.dim() and outputs.dim() >= 2:  # one-hot, or probabilities
         return Score("multiclass", outputs.shape[1], class_dim=1, dense=outputs.dim() > 2)
     dim = _class_dim(outputs, targets)
     if dim is None:
         return Score("other")
-    return Score("multiclass", outputs.shape[dim], class_dim=dim, dense=targets.dim() > 1)
+    ignored = -1 if loss is None else _ignored(outputs.detach(), targets[: len(outputs)], dim, loss)
+    return Score("multiclass", outputs.shape[dim], class_dim=dim, dense=targets.dim() > 1, ignored=ignored)
+
+
+def _ignored(outputs: Tensor, targets: Tensor, dim: int, loss: Callable[[Tensor, Tensor], Tensor]) -> int:
+    """The one class at whose places the outputs never have a gradient while those of several others have; -1: none."""
+    if not outputs.is_floating_point():
+        return -1
+    few = max(2, MOST_OUTPUTS // max(1, outputs[:1].numel()))
+    box, undecided = BlackBox(loss, outputs.dtype), torch.full_like(outputs[:few], 1 / outputs.shape[dim])
+    present: set[float] = set()
+    heard: set[float] = set()
+    for asked in (targets[:few], targets[:few].flip(tuple(range(targets.dim())))):  # a place may be left out by itself
+        reading = box.read(undecided, asked)
+        if not reading.usable or reading.gradient is None:
+            return -1
+        moved = reading.gradient.abs().amax(dim) > 0
+        present.update(asked.unique().tolist())
+        heard.update(asked[moved].unique().tolist())
+    silent = [number for number in present - heard if 0 <= number < outputs.shape[dim]]
+    return int(silent[0]) if len(silent) == 1 and len(heard) > 1 else -1
 
 
 def _one_each(outputs: Tensor, targets: Tensor) -> bool:
@@ -184,25 +239,29 @@ def _is_one_hot_like(targets: Tensor, score: Score) -> bool:
     )
 
 
-def _middle(targets: Tensor) -> float:
-    """Between no and yes: 0.5, or 0 where no is -1."""
-    return 0.0 if targets.numel() and float(targets.min()) < 0 else 0.5
+def _variance(values: np.ndarray) -> float:
+    """The mean square of what is there in columns (N, K) around their means; 0 where nothing is."""
+    kept = np.isfinite(values)
+    with np.errstate(over="ignore"):
+        centers = values.sum(0, where=kept) / np.maximum(kept.sum(0), 1)
+        return float(np.mean((values - centers)[kept] ** 2)) if kept.any() else 0.0
 
 
-def _boundary(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor] | None) -> float:
+def boundary_of(
+    outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor] | None, no: float = 0.0
+) -> float:
     """The output at which the loss of a yes is that of a no: 0 for logits; 0.5 for probabilities, weighed or not."""
-    points = [] if loss is None or not len(targets) else _indifferent(outputs.detach(), targets, loss)
+    points = [] if loss is None or not len(targets) else _indifferent(outputs.detach(), targets, loss, no)
     in_unit = bool(((outputs >= 0) & (outputs <= 1)).all())
     if not points or (in_unit and any(0 < point < 1 for point in points)):
         return 0.5
     return points[0]
 
 
-def _indifferent(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+def _indifferent(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor], no: float) -> list[float]:
     """The outputs at which the loss of a yes falls below that of a no, to 0.05; it may refuse values."""
     few = max(2, _ASKED // max(1, outputs[:1].numel()))
     outputs, targets = outputs[:few], targets[:few]
-    no = -1.0 if float(targets.min()) < 0 else 0.0
     gaps = []
     for point in _GRID.tolist():
         try:

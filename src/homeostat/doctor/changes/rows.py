@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "valid"]
 _BALANCED = 1.2  # between the largest and the smallest class: as good as equal
 _READING = 5.0  # seconds for reading a shuffled loader's dataset in its own order
+_ASKED = 64  # examples of which the loss says which class it leaves out
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class BalanceClasses(Change):
     def apply(self, training: Training) -> None:
         examples = _in_own_order(training, "train")
         labels = _class_numbers(training, examples)
-        present, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        present, counts = np.unique(labels[labels >= 0], return_counts=True)
         if len(present) < 2:
             raise CannotApply("there is one class only")
         if counts.max() <= _BALANCED * counts.min():
             return
         rng = seeds.numpy_generator(0, "doctor", "balance")
-        share = math.ceil(len(labels) / len(present))
-        drawn = [_drawn(np.flatnonzero(numbers == index), share, rng) for index in range(len(present))]
+        share = math.ceil(counts.sum() / len(present))
+        drawn = [_drawn(np.flatnonzero(labels == number), share, rng) for number in present]
         _keep(training, "train", examples, torch.from_numpy(rng.permutation(np.concatenate(drawn))))
 
     @property
@@ -283,9 +284,10 @@ def _drawn(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray
 
 
 def _class_numbers(training: Training, examples: Examples) -> np.ndarray:
+    """The class of every example; -1 where the loss leaves it out."""
     with evaluating(training.model), seeds.isolated(0, "doctor", "classes"):
-        outputs = training.predict(examples.head(2).inputs)
-    score = score_of(training.task, outputs, examples.targets)
+        outputs = training.predict(examples.head(_ASKED).inputs)
+    score = score_of(training.task, outputs, examples.targets, training.loss)
     if score.kind not in ("multiclass", "binary") or score.dense:
         raise CannotApply("examples have no classes")
     return np.asarray(score.labels(examples.targets).cpu().numpy())

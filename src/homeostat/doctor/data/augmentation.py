@@ -253,7 +253,7 @@ def _labels(examples: Examples, score: Score) -> Tensor | None:
     if not torch.isfinite(values).all() or values.shape[1] > 64:
         return None
     if score.kind == "multilabel":
-        return values
+        return values if bool((values >= 0).all()) else None
     deviation = values.std(0)
     if not bool((deviation > 0).any()):
         return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from homeostat.doctor.budget import Deadline
-from homeostat.doctor.data.flat import flat, numbers_of, sample, standardized
+from homeostat.doctor.data.flat import filled, flat, numbers_of, sample, standardized
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Kind, Score
 
@@ -38,7 +38,7 @@ class Baselines:
     """A vote or mean of the nearest neighbors."""
     kind: Kind = "other"
     rows: int = 0
-    """Validation examples they were scored on."""
+    """Validation examples with targets, which they were scored on."""
 
     @property
     def best(self) -> float:
@@ -92,8 +92,8 @@ def measure_baselines(train: Examples, valid: Examples, score: Score, deadline: 
     all_labels = _labels(score, train)
     train, valid = sample(train, MOST_TRAIN, seed, "baseline train"), sample(valid, MOST_VALID, seed, "baseline valid")
     known, truth = _labels(score, train), _labels(score, valid)
-    usable = np.isfinite(truth.reshape(len(truth), -1)).all(1)
-    if not usable.any() or not len(all_labels):
+    usable = _answered(truth)
+    if not usable.any() or not _answered(all_labels).any():
         return Baselines(math.nan, kind=score.kind)
     truth = truth[usable]
     prior = score.of_predictions(_prior(all_labels, truth, score.kind), truth)
@@ -104,8 +104,10 @@ def measure_baselines(train: Examples, valid: Examples, score: Score, deadline: 
     table = flat(inputs)
     asked = standardized(flat(questions)[usable], like=table)
     table = standardized(table)
-    kept = np.isfinite(known.reshape(len(known), -1)).all(1)
+    kept = _answered(known)
     table, known = table[kept], known[kept]
+    if score.kind in ("regression", "multilabel"):  # each missing number is the mean of its column
+        known = filled(np.where(_told(known), known, np.nan).astype(float))
     if len(known) < 2 or (score.kind != "regression" and len(np.unique(known, axis=0)) < 2):
         return found
     linear, neighbors = (
@@ -119,6 +121,16 @@ def _labels(score: Score, examples: Examples) -> np.ndarray:
     return np.asarray(score.labels(examples.targets).cpu().numpy())
 
 
+def _told(labels: np.ndarray) -> np.ndarray:
+    """Which labels are there: not left out."""
+    return np.isfinite(labels) if labels.dtype.kind == "f" else labels >= 0
+
+
+def _answered(labels: np.ndarray) -> np.ndarray:
+    """Which examples have a label at all, (N,)."""
+    return np.asarray(_told(labels).reshape(len(labels), -1).any(1))
+
+
 def _is_dense(labels: np.ndarray, score: Score) -> bool:
     """Whether an example has a label for each of its pixels or words, which no table row predicts, or very many."""
     return (score.kind == "multiclass" and labels.ndim > 1) or labels[0].size > _MOST_COLUMNS
@@ -126,13 +138,12 @@ def _is_dense(labels: np.ndarray, score: Score) -> bool:
 
 def _prior(known: np.ndarray, truth: np.ndarray, kind: Kind) -> np.ndarray:
     """The best constant prediction, as often as there are true labels."""
-    if kind == "regression":
-        finite = known[np.isfinite(known).all(1)].astype(float)
-        constant = finite.mean(0) if len(finite) else np.zeros(known.shape[1:])
-    elif kind == "multilabel":
-        constant = (known.mean(0) > 0.5).astype(known.dtype)
+    told = _told(known)
+    if kind in ("regression", "multilabel"):
+        means = known.sum(0, dtype=float, where=told) / np.maximum(told.sum(0), 1)
+        constant = means if kind == "regression" else (means > 0.5).astype(known.dtype)
     else:
-        values, counts = np.unique(known, return_counts=True)
+        values, counts = np.unique(known[told], return_counts=True)
         constant = values[counts.argmax()]
     return np.broadcast_to(constant, truth.shape)
 

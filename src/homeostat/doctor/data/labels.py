@@ -127,7 +127,7 @@ def count_classes(train: Examples, valid: Examples, score: Score) -> ClassFacts 
     found = []
     for split in (train, valid):
         labels = score.labels(split.targets).flatten()
-        labels = labels[(labels >= 0) & (labels < score.classes)]  # a negative label is one to be ignored
+        labels = labels[(labels >= 0) & (labels < score.classes)]
         found.append(tuple(labels.bincount(minlength=score.classes).tolist()))
     return ClassFacts(*found)
 
@@ -225,15 +225,17 @@ def _correlation(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _table(split: Examples, score: Score) -> tuple[np.ndarray, np.ndarray] | None:
-    """Standardized inputs and labels of the examples whose labels are finite and named."""
+    """Standardized inputs and labels of the examples whose labels are all there."""
     inputs = numbers_of(split)
     labels = score.labels(split.targets).cpu().numpy()
     if inputs is None:
         return None
     rows = labels.reshape(len(labels), -1)
     usable = np.isfinite(rows).all(1)
+    if score.kind != "regression":
+        usable &= (rows >= 0).all(1)
     if score.kind == "multiclass":
-        usable &= (rows[:, 0] >= 0) & (rows[:, 0] < score.classes)
+        usable &= rows[:, 0] < score.classes
     if usable.sum() < LEAST_ROWS:
         return None
     return standardized(flat(inputs)[usable]), labels[usable]  # each split by itself: its preparation may differ

@@ -177,9 +177,10 @@ def _contradicting(hashes: list[bytes], train: Examples, score: Score) -> float:
         return math.nan
     labels = score.labels(train.targets[: len(hashes)]).cpu().numpy()
     labels = labels.reshape(len(labels), -1)
-    first: dict[bytes, bytes] = {}
+    first: dict[bytes, np.ndarray] = {}
     broken: set[bytes] = set()
     for key, label in zip(hashes, labels, strict=True):
-        if first.setdefault(key, label.tobytes()) != label.tobytes():
+        known = first.setdefault(key, label)
+        if known is not label and bool(((known != label) & (known >= 0) & (label >= 0)).any()):
             broken.add(key)
     return sum(key in broken for key in hashes) / len(hashes)
