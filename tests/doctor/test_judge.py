@@ -12,12 +12,12 @@ from homeostat.doctor.arms import Arms
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.chart import Chart
-from homeostat.doctor.course import mark_steps
-from homeostat.doctor.data.baselines import measure_baselines
+from homeostat.doctor.course import Course, Mark, mark_steps
+from homeostat.doctor.data.baselines import Baselines, measure_baselines
 from homeostat.doctor.health import illness
 from homeostat.doctor.judge import Charge, judge
 from homeostat.doctor.rule import Rule, Suspect
-from homeostat.doctor.score import score_of
+from homeostat.doctor.score import Score, score_of
 from homeostat.doctor.training import Training
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -89,6 +89,16 @@ def suspect(certainty, *changes, severity="warning"):
 def test_the_ill_training_is_ill_and_the_healthy_one_is_not():
     assert "It ends below nearest neighbors" in chart_of(1e-5)[0].ill
     assert chart_of(0.1)[0].ill == ""
+
+
+@pytest.mark.parametrize(("score", "best", "stuck"), [(0.94, 0.95, False), (0.56, 0.56, False), (0.51, 0.56, True)])
+def test_a_loss_need_not_fall_where_little_is_left_to_learn(score, best, stuck):
+    course = Course(200, 20, "accuracy", [0.1] * 200)
+    course.marks = [Mark(step, step / 10, score, score, 0.1, 0.1) for step in (0, 200)]
+    examples = chart_of(0.1)[1].examples
+    found = illness(course, Baselines(0.5, best, kind="binary", rows=400), Score("binary", 2), examples)
+    assert found.startswith("The loss has not fallen") == stuck
+    assert bool(found) == stuck
 
 
 @pytest.mark.parametrize("certainty", ["likely", "possible"])

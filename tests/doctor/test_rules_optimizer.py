@@ -176,6 +176,22 @@ def test_stepping_up_the_loss_is_certain_however_it_comes_about(how):
     assert suspects(LearningRateTooHigh, given) == []
 
 
+def test_decay_of_weights_that_fit_is_no_step_up_the_loss():
+    def exact(count=300, seed=0):
+        x, _ = plane(count, seed)
+        return x, x @ torch.tensor([[1.0], [-2.0], [0.5]])
+
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.999, -1.998, 0.4995]]))
+        model.bias.zero_()
+    given = training(model, sgd(model, 0.01, weight_decay=0.01), data=exact, loss=F.mse_loss)
+    assert suspects(Maximizing, given, steps=5) == []
+    assert examine_step(given, given.examples("train")).rise < -0.9
+    given.optimizer.param_groups[0]["maximize"] = True
+    assert examine_step(given, given.examples("train")).rise > 0.9
+
+
 def test_the_loss_itself_says_whether_it_is_meant_to_rise():
     given = with_optimizer(lambda model: sgd(model, maximize=True), loss=lambda out, y: -F.cross_entropy(out, y))
     chart = chart_of(given, steps=3)

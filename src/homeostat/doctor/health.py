@@ -36,6 +36,7 @@ _PART_OF_A_PASS = 0.5
 _FEW_STEPS = 50
 _LEARNED = 0.98  # of the first loss; a loss that is above it has hardly fallen
 _NEAR_PRIOR = 0.02
+_SURE = 2.0  # standard errors above a constant answer
 
 
 def illness(course: Course, baselines: Baselines | None, score: Score, examples: tuple[Examples, Examples]) -> str:
@@ -63,7 +64,9 @@ def illness(course: Course, baselines: Baselines | None, score: Score, examples:
     if signal and passed and max(course.score, course.train_score) <= baselines.prior + _NEAR_PRIOR:
         best = f"{baselines.best:.3g} for {baselines.best_name}"
         return f"It has not learned: {what}, against {baselines.prior:.3g} for a constant answer and {best}."
-    return _stuck(course)
+    reached = course.score >= baselines.best - margin
+    better = course.score > baselines.prior + _SURE * baselines.error(baselines.prior)
+    return "" if reached and better else _stuck(course)  # where little is left to learn, the loss need not fall
 
 
 def lags(course: Course, baselines: Baselines | None) -> bool:

@@ -53,7 +53,7 @@ class StepFacts:
     held: int = 0
     """The model's parameters in the optimizer."""
     ascent: float = math.nan
-    """Cosine between the first step and the gradient of the loss: about -1 goes down, 1 goes up."""
+    """Cosine between the first step without decay and the gradient of the loss: about -1 goes down, 1 goes up."""
     rise: float = math.nan
     """What the loss of the batch does along that step, by finite differences: -1 falls all along, 1 rises."""
     finite: bool = True
@@ -144,6 +144,8 @@ def decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 
 def _examine(training: Training, batch: Examples) -> StepFacts:
     plain = _stepped(training, batch, decayed=True)
+    decays = any(_decays(training.optimizer))
+    undecayed = _stepped(training, batch, decayed=False) if decays else plain  # decay may lead up the loss, on purpose
     relative = plain.relative
     own = dict(trainable_of(plain.training.model))
     registered = {id(parameter) for parameter in plain.training.model.parameters()}
@@ -159,13 +161,13 @@ def _examine(training: Training, batch: Examples) -> StepFacts:
         hidden=tuple(name for name in missing if id(own[name]) not in registered),
         stale=len(stale),
         held=len([key for key in held if key in known]),
-        ascent=_cosine(plain.steps, plain.gradients),
-        rise=_rise(batch, plain),
+        ascent=_cosine(undecayed.steps, undecayed.gradients),
+        rise=_rise(batch, undecayed),
         finite=_finite(plain.steps) or not _finite(plain.gradients),
         updates={name: relative[id(p)] for name, p in own.items() if id(p) in relative and p.ndim > 1},
         gradients=gradients,
         zeros=sum(int((p.grad == 0).sum()) for p in own.values() if p.grad is not None),
-        decay=_effect_of_decay(training, batch),
+        decay=_effect_of_decay(training.optimizer, undecayed) if decays else math.nan,
         penalty=_penalty_in_loss(training, batch),
         total_gradient=_norm(plain.gradients),
     )
@@ -230,20 +232,19 @@ def _rise(batch: Examples, plain: _Stepped) -> float:
     return (above - below) / way_gone if way_gone > _ROUNDING * abs(here) else math.nan
 
 
-def _effect_of_decay(training: Training, batch: Examples) -> float:
+def _decays(optimizer: Optimizer) -> list[float]:
+    return [float(group.get("weight_decay") or 0.0) for group in optimizer.param_groups]
+
+
+def _effect_of_decay(optimizer: Optimizer, without: _Stepped) -> float:
     """Decay against loss: of the gradient's norms, or where decay passes by the gradient, of the step's."""
-    groups = training.optimizer.param_groups
-    decays = [float(group.get("weight_decay") or 0.0) for group in groups]
-    if not any(decays):
-        return math.nan
-    without = _stepped(training, batch, decayed=False)
     factors = {
-        id(parameter): decay * (float(group["lr"]) if decoupled(training.optimizer, group) else 1.0)
-        for group, decay in zip(without.training.optimizer.param_groups, decays, strict=True)
+        id(parameter): decay * (float(group["lr"]) if decoupled(optimizer, group) else 1.0)
+        for group, decay in zip(without.training.optimizer.param_groups, _decays(optimizer), strict=True)
         for parameter in group["params"]
     }
     terms = [without.before[i] * factors[id(p)] for i, p in enumerate(without.parameters)]
-    whole = without.steps if decoupled(training.optimizer, groups[0]) else without.gradients
+    whole = without.steps if decoupled(optimizer, optimizer.param_groups[0]) else without.gradients
     return _norm(terms) / max(_norm(whole), _TINY)
 
 

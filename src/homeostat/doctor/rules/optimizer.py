@@ -36,9 +36,9 @@ _USUAL_MOMENTUM = 0.9
 class Maximizing(Rule):
     """The optimizer steps up the loss.
 
-    What it checks: the loss along the first step of the optimizer, taken on a copy, by finite differences; and whether
-    the loss falls toward its targets, as one to be minimized does. `maximize=True`, a negative rate, and a gradient
-    whose sign is turned inside the model all show there.
+    What it checks: the loss along the first step of the optimizer, taken on a copy without weight decay, by finite
+    differences; and whether the loss falls toward its targets, as one to be minimized does. `maximize=True`, a negative
+    rate, and a gradient whose sign is turned inside the model all show there.
 
     Why it hurts: the training moves away from what it is to learn, faster and faster.
 
