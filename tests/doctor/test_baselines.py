@@ -72,7 +72,7 @@ def test_regression_with_several_columns():
 
 def test_columns_of_yes_and_no():
     bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-    found = measured((Examples(bits.float(), bits, 256),) * 2, Score("multilabel", 8))
+    found = measured((Examples(bits.float(), bits.flip(1), 256),) * 2, Score("multilabel", 8))
     assert found.prior == pytest.approx(0.5)
     assert found.linear == 1.0
     assert found.best_name == "a linear model"
@@ -93,6 +93,19 @@ def test_token_ids_nests_and_dense_targets_have_the_prior_only():
         assert math.isnan(found.linear)
         assert math.isnan(found.neighbors)
         assert found.best == found.prior
+
+
+@pytest.mark.parametrize("form", ["equal", "noisy", "scaled", "binarized"])
+def test_inputs_that_are_to_be_given_back_are_no_task_for_a_line(form):
+    images = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise = 0.2 * torch.randn(100, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    inputs = {"noisy": images + noise, "scaled": 3 * images - 1}.get(form, images)
+    targets, kind = ((images > 0.5).float(), "multilabel") if form == "binarized" else (images, "regression")
+    examples = Examples(inputs, targets.flatten(1), 100)
+    found = measured((examples, examples), Score(kind, 16))
+    assert (found.best, found.rows) == (found.prior, 100)
+    turned = Examples(inputs, targets.flip(3).flatten(1), 100)
+    assert measured((turned, turned), Score(kind, 16)).linear > found.prior + 0.2
 
 
 def test_very_many_columns_have_the_prior_only():

@@ -12,6 +12,8 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.data.flat import filled, flat, numbers_of, sample, standardized
@@ -24,6 +26,8 @@ NEIGHBORS = 5  # scikit-learn's custom
 _MOST_COLUMNS = 4096  # of labels: the neighbors' of MOST_VALID examples are 300 MB then
 _MOST_WORK = 3e7  # rows x features x classes of a logistic regression; beyond it, ridge regression on the classes
 _ITERATIONS = 100
+_ALIKE = 0.75  # correlation: an input column tells half of its target's variance; a normal one and its sign have 0.80
+_COLUMNS = 8  # fewer may be alike by chance, or because one of them is to be found
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Baselines:
 
 
 def measure_baselines(train: Examples, valid: Examples, score: Score, deadline: Deadline, seed: int = 0) -> Baselines:
-    """The baselines of a task.
+    """The baselines of a task; where targets are the inputs (an autoencoder), only the constant answer is one.
 
     Args:
         train: what they are fitted on; at most `MOST_TRAIN` examples are used.
@@ -100,6 +104,8 @@ def measure_baselines(train: Examples, valid: Examples, score: Score, deadline: 
     found = Baselines(prior, kind=score.kind, rows=len(truth))
     inputs, questions = numbers_of(train), numbers_of(valid)
     if inputs is None or questions is None or inputs.shape[1:] != questions.shape[1:] or _is_dense(truth, score):
+        return found
+    if score.kind in ("regression", "multilabel") and _are_inputs(train.targets, inputs):
         return found
     table = flat(inputs)
     asked = standardized(flat(questions)[usable], like=table)
@@ -134,6 +140,22 @@ def _answered(labels: np.ndarray) -> np.ndarray:
 def _is_dense(labels: np.ndarray, score: Score) -> bool:
     """Whether an example has a label for each of its pixels or words, which no table row predicts, or very many."""
     return (score.kind == "multiclass" and labels.ndim > 1) or labels[0].size > _MOST_COLUMNS
+
+
+def _are_inputs(targets: Tensor, inputs: Tensor) -> bool:
+    """Whether targets are the inputs again, or these without noise, scaled, or as yes and no.
+
+    A network that is to give them back through a bottleneck cannot be held against a model without one.
+    """
+    if targets[:1].numel() != inputs[:1].numel():
+        return False
+    wanted, given = (tensor.detach().reshape(len(tensor), -1).double().cpu() for tensor in (targets, inputs))
+    if torch.equal(wanted, given):
+        return True
+    first, second = (standardized(filled(table.numpy())) for table in (wanted, given))
+    varies = first.any(0) & second.any(0)
+    alike = (first * second).mean(0)[varies]
+    return len(alike) >= _COLUMNS and float(np.median(alike)) > _ALIKE
 
 
 def _prior(known: np.ndarray, truth: np.ndarray, kind: Kind) -> np.ndarray:
