@@ -76,3 +76,11 @@ def suspects_of(training):
     """All that the loss rules have against a training, by code."""
     chart = chart_of(training)
     return {rule.code: suspect for rule in RULES for suspect in rule().check(chart)}
+
+
+def supervised_contrastive(o, t):
+    """Embeddings of one class come together (Khosla et al. 2020); which number a class has does not matter."""
+    directions = F.normalize(o, dim=1)
+    itself = torch.eye(len(o), dtype=torch.bool)
+    same = (t[:, None] == t) & ~itself
+    return -(2 * directions @ directions.T).masked_fill(itself, -1e9).log_softmax(1)[same].mean()

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from loss_programs import supervised_contrastive
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -67,6 +68,39 @@ def test_padding_that_the_loss_leaves_out_is_no_error(padding):
     assert serious(examination) == set()
     assert examination.chart.course.score > 0.95
     assert any("class 0 is not judged" in note for note in examination.notes) == (padding == 0)
+
+
+def mlp_of(outputs):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, outputs))
+
+
+COUNTS = torch.poisson((X[:, :1] + 1).exp(), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets"),
+    [
+        (nn.PoissonNLLLoss(), 1, COUNTS),
+        (lambda o, t: F.mse_loss(o, t.log1p()), 1, COUNTS),
+        (supervised_contrastive, 8, Y),
+    ],
+    ids=["counts", "logarithms", "embeddings"],
+)
+def test_outputs_that_are_not_what_targets_are_are_judged_by_the_loss(loss, outputs, targets):
+    model = mlp_of(outputs)
+    data = (X[:300], targets[:300]), (X[300:], targets[300:])
+    training = training_of(model, loss, *data, optimizer=torch.optim.Adam(model.parameters(), 0.01))
+    examination = hs.examine(training, budget=200)
+    assert serious(examination) == set()
+    assert examination.chart.score.kind == "other"
+    assert any("judged by the loss" in note for note in examination.notes)
+
+
+def test_a_task_of_another_kind_is_judged_by_the_loss_where_the_user_says_so():
+    examination = hs.examine(training_of(task="other"), budget=60)
+    assert (examination.chart.score.kind, examination.chart.course.metric) == ("other", "minus loss")
+    assert serious(examination) == set()
 
 
 def frozen_loss(output, target):

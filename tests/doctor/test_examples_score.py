@@ -124,6 +124,8 @@ def test_unpack_makes_pairs_of_anything():
         (torch.randn(4, 1, 2, 2), torch.tensor([[[False, True], [True, True]]] * 4), "multilabel"),
         (torch.randn(4, 1, 2, 2), torch.tensor([[[0, 3], [1, 7]]] * 4), "regression"),
         (torch.randn(4, 1), torch.tensor([0, 1, 1, 0]), "binary"),
+        (torch.randn(4, 3), torch.tensor([0, 5, 4, 9]), "other"),
+        (torch.randn(4, 3), torch.tensor([0, 255, 2, 255]), "multiclass"),
         (torch.randn(4, 3), torch.tensor([[[0.5]]] * 4), "other"),
     ],
 )

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from loss_programs import CLASSES, ONE_HOT, TRUTH, TRUTHS, VALUES, G, N
+from loss_programs import CLASSES, ONE_HOT, TRUTH, TRUTHS, VALUES, G, N, supervised_contrastive
 from torch import nn
 from torch.nn import functional as F
 
@@ -152,6 +152,49 @@ def test_truth_values_that_have_no_gradient():
 def test_what_outputs_a_loss_takes(loss, outputs, targets, expects, shifts):
     facts = facts_of(loss, outputs, targets)
     assert (facts.expects, facts.shifts) == (expects, shifts)
+
+
+class Centers(nn.Module):
+    """Class numbers are known to the loss alone, which has a direction for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, o, t):
+        return F.cross_entropy(9 * F.normalize(o, dim=1) @ F.normalize(self.weight.to(o.dtype), dim=1).T, t)
+
+
+SHARE = SINGLE.sigmoid()
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets", "comparable"),
+    [
+        (nn.MSELoss(), SINGLE, VALUES, True),
+        (nn.L1Loss(), SINGLE, 1e6 * VALUES, True),
+        (lambda o, t: torch.maximum(0.9 * (t - o), 0.1 * (o - t)).mean(), SINGLE, VALUES, True),
+        (lambda o, t: F.mse_loss(o, t).sqrt(), SINGLE, VALUES, True),
+        (lambda o, t: F.mse_loss(o, t.log1p()), SINGLE, VALUES.abs(), False),
+        (lambda o, t: F.mse_loss(o, (t - 40) / 3), SINGLE, VALUES + 40, False),
+        (nn.PoissonNLLLoss(), SINGLE, VALUES.abs().round(), False),
+        (nn.PoissonNLLLoss(), SINGLE, CLASSES.clamp(max=2).float()[:, None], False),
+        (nn.BCEWithLogitsLoss(), SINGLE, SHARE, False),
+        (lambda o, t: -F.mse_loss(o, t), SINGLE, VALUES, None),
+        (lambda o, t: F.mse_loss(o, -t), SINGLE, VALUES, None),
+        (lambda o, t: F.mse_loss(o, t.roll(1, 0)), SINGLE, VALUES, None),
+        (lambda o, t: F.mse_loss(o, t.mean().expand_as(o)), SINGLE, VALUES, None),
+        (mse_all_pairs, SINGLE, VALUES, None),
+        (nn.BCEWithLogitsLoss(), SINGLE, VALUES, None),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), LOGITS, CLASSES, True),
+        (lambda o, t: -F.cross_entropy(o, t), LOGITS, CLASSES, True),
+        (lambda o, t: F.nll_loss(o.log_softmax(0), t), LOGITS, CLASSES, True),
+        (supervised_contrastive, LOGITS, CLASSES, False),
+        (Centers(), LOGITS, CLASSES, False),
+    ],
+)
+def test_whether_outputs_can_be_held_against_targets(loss, outputs, targets, comparable):
+    assert facts_of(loss, outputs, targets).comparable is comparable
 
 
 @pytest.mark.parametrize("loss", [nn.L1Loss(), nn.MSELoss(), lambda o, t: (1 - o * (2 * t - 1)).clamp(min=0).mean()])

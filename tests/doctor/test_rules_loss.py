@@ -248,6 +248,20 @@ def test_nothing_is_mended_where_output_and_loss_are_customary(name):
     assert fitting.mended() == ()
 
 
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        (mlp(1), nn.PoissonNLLLoss()),
+        (mlp(1, nn.Softplus()), nn.PoissonNLLLoss(log_input=False)),
+        (mlp(1), lambda o, t: F.mse_loss(o, t.log1p())),
+    ],
+    ids=["log-rates", "rates", "logarithms"],
+)
+def test_a_loss_of_counts_is_not_mended_by_a_squared_error(model, loss):
+    for task in (None, "regression"):
+        assert fitting_of(chart_of(training_of(model, loss, X, VALUES.abs().round(), task=task))).mended() == ()
+
+
 @named({**CERTAIN, **LIKELY, **POSSIBLE})
 def test_after_the_first_remedy_there_is_a_gradient_and_nothing_certain_left(program):
     *parts, code = program

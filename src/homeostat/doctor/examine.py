@@ -25,9 +25,10 @@ from homeostat.doctor.finding import Finding, Severity, at_least
 from homeostat.doctor.guard import interrupted
 from homeostat.doctor.health import illness
 from homeostat.doctor.judge import Charge, Say, judge
-from homeostat.doctor.loss.metamorphic import examine_loss
+from homeostat.doctor.loss.metamorphic import LossFacts, examine_loss
+from homeostat.doctor.loss.outputs import last_activation
 from homeostat.doctor.network.probe import Probe, take
-from homeostat.doctor.network.structure import read
+from homeostat.doctor.network.structure import Structure, read
 from homeostat.doctor.rule import Rule
 from homeostat.doctor.rules import RULES
 from homeostat.doctor.score import Score, score_of
@@ -146,8 +147,7 @@ class _Examiner:
         training = self.given.copy()
         examples = self._examples(training)
         score = self._score(training, examples[0])
-        arms = self._arms(training, examples, score)
-        chart = self._chart(training, examples, score, arms)
+        chart, arms = self._chart(training, examples, score)
         charges = self._charges(chart)
         findings = judge(chart, charges, arms, self.deadline, self.say)
         verdict = verdict_of(chart, findings)
@@ -199,7 +199,8 @@ class _Examiner:
         marks = sorted({*mark_steps(steps), *(2**k for k in range(5, 30) if 2**k < steps)})
         return Arms(training, examples, score, self.seed, marks)
 
-    def _chart(self, training: Training, examples: tuple[Examples, Examples], score: Score, arms: Arms) -> Chart:
+    def _chart(self, training: Training, examples: tuple[Examples, Examples], score: Score) -> tuple[Chart, Arms]:
+        """All that is measured, and the arms, of which the first is trained."""
         facts = self.deadline.share(_FACTS)
         train, valid = examples
         batch = train.head(min(len(train), max(training.batch_size, 2)))
@@ -209,13 +210,25 @@ class _Examiner:
         with seeds.isolated(self.seed, "doctor", "outputs"), evaluating(training.model):
             outputs = predictions(training, batch)
         loss = self._try("the loss function", lambda: examine_loss(training, batch, outputs, score))
+        score = self._judge(training, score, loss, structure)
         data = self._try("the data", lambda: examine_data(training, train, valid, score, facts.share(0.5)))
         self.say("baselines", 0.5)
         baselines = self._try("baselines", lambda: measure_baselines(train, valid, score, facts))
+        arms = self._arms(training, examples, score)
         course, late = self._trial(training, arms, train)
         chart = Chart(training, train, valid, score, structure, loss, data, probe, late, course, baselines)
         chart.ill = illness(course, baselines, score, examples)
-        return chart
+        return chart, arms
+
+    def _judge(self, training: Training, score: Score, loss: LossFacts | None, structure: Structure | None) -> Score:
+        """The judge: the loss itself where the outputs that it asks for cannot be held against targets."""
+        if training.task is not None or loss is None or loss.comparable is not False:
+            return score
+        tail = last_activation(structure, training.model)
+        if score.kind == "regression" and tail is not None and tail.bounded:
+            return score  # as a sigmoid in front of a loss on logits, by mistake
+        self.notes.append("outputs are not what targets are, by what the loss asks for: judged by the loss")
+        return Score("other")
 
     def _probe_batch(self, training: Training, train: Examples) -> Examples:
         """A batch in random order: the stored one may be sorted."""

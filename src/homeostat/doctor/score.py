@@ -1,7 +1,7 @@
 """How good a model's outputs are, on one scale for every loss: accuracy, or R²; higher is better.
 
 Losses cannot be compared once the loss is what is changed. Which task it is, the user tells, or outputs and targets do;
-where an output begins to mean yes, the loss tells. Not random.
+where an output begins to mean yes, and which targets do not count, the loss tells. Not random.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def score_of(
 def _kind(outputs: Tensor, targets: Tensor) -> Kind:
     dim = None if targets.is_floating_point() else _class_dim(outputs, targets)
     if dim is not None and outputs.shape[dim] > 1:
-        return "multiclass"
+        beyond = targets[targets >= outputs.shape[dim]]  # one such number may be padding
+        return "other" if len(beyond) and bool((beyond != beyond[0]).any()) else "multiclass"
     if outputs.numel() and outputs.shape[1:].numel() != targets.shape[1:].numel():
         return "other"
     if not _are_truths(targets):

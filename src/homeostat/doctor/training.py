@@ -21,7 +21,7 @@ from homeostat.errors import invalid, invalid_type, unknown
 from homeostat.parts.layers import call, tensors_in
 from homeostat.parts.modes import device_of
 
-TASKS = ("multiclass", "binary", "multilabel", "regression")
+TASKS = ("multiclass", "binary", "multilabel", "regression", "other")
 Clip: TypeAlias = float | tuple[Literal["norm", "value"], float]
 
 
@@ -37,7 +37,8 @@ class Training:
         valid: the same for validation; None judges by the training data, and overfitting is not seen.
         batch_size: examples per step; None takes a DataLoader's.
         epochs: passes over the training data that the user means to make.
-        task: multiclass, binary, multilabel or regression; None finds out from outputs and targets.
+        task: multiclass, binary, multilabel or regression; other where outputs cannot be held against targets (rates
+            as logarithms, embeddings), which is judged by the loss; None finds out from outputs, targets and loss.
         augment: inputs -> inputs, applied to every training batch; None where the data do it themselves.
         clip: the bound on the gradient's norm, or ("value", bound); None does not clip.
         output: which part of what the model returns the loss takes: a key, an index, or a function; None takes a

@@ -45,6 +45,8 @@ class LossFacts:
     """The loss of a doubled batch over that of the batch: 1 for a mean, 2 for a sum."""
     agreement: float | None = None
     """Share of examples whose loss falls toward the target minus share whose loss rises, in [-1, 1]."""
+    comparable: bool | None = None
+    """Whether outputs can be held against targets: not log-rates, values in another unit, embeddings."""
     shifts: tuple[int, ...] = ()
     """Axes of the outputs along which adding a constant changes nothing: there is a softmax over them in the loss."""
     unbounded: bool | None = None

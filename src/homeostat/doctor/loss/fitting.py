@@ -15,6 +15,7 @@ from torch import Tensor
 from homeostat.doctor.changes.change import Change
 from homeostat.doctor.changes.loss import ReplaceLoss
 from homeostat.doctor.changes.output import ChangeOutput
+from homeostat.doctor.loss.known import RATES
 from homeostat.doctor.loss.metamorphic import LossFacts
 from homeostat.doctor.loss.outputs import LastActivation, last_activation
 from homeostat.doctor.score import Score
@@ -122,11 +123,12 @@ class Fitting:
             return (self.bare and name == CE_LOGITS) or (self.log_softmaxed and name in (CE_LOGITS, NLL))
         if self.kind in ("binary", "multilabel"):
             return (self.squashed and name == BCE_PROBABILITIES) or (self.bare and name == BCE_LOGITS)
-        return self.kind == "regression" and self.bare and name in REGRESSION
+        positive = self.tail is not None and self.tail.low >= 0
+        return self.kind == "regression" and ((self.bare and name in REGRESSION) or (positive and name == RATES))
 
     def mended(self) -> tuple[Change, ...]:
         """What makes output and loss customary, the least change first; () where they are, or where it is not clear."""
-        if self.customary:
+        if self.customary or self.facts.comparable is False:
             return ()
         if self.kind == "multiclass" and self.class_axis is not None:
             return self._mended_classes()

@@ -125,6 +125,7 @@ def _cross_entropy(rows: Tensor, goals: Tensor) -> Tensor:
 
 
 _F = "torch.nn.functional."
+LOG_RATES, RATES = "Poisson loss on log-rates", "Poisson loss on rates"
 KNOWN: tuple[Known, ...] = (
     Known("cross entropy on logits", "logits", "classes", _cross_entropy, _F + "cross_entropy({o}, {t})"),
     Known(
@@ -230,14 +231,14 @@ KNOWN: tuple[Known, ...] = (
         "(1 - {t} * {o}).clamp(min=0).square().mean()",
     ),
     Known(
-        "Poisson loss on log-rates",
+        LOG_RATES,
         "values",
         "values",
         lambda o, t: (o.exp() - t * o).mean(1),
         _F + "poisson_nll_loss({o}, {t})",
     ),
     Known(
-        "Poisson loss on rates",
+        RATES,
         "values",
         "values",
         lambda o, t: (o - t * (o + 1e-8).log()).mean(1),

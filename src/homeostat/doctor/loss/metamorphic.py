@@ -17,9 +17,10 @@ from torch import Tensor
 
 from homeostat import seeds
 from homeostat.doctor.loss.black_box import BlackBox, Reading, choose_box
+from homeostat.doctor.loss.comparison import aims_at_targets, counts_numbers
 from homeostat.doctor.loss.facts import LossFacts
-from homeostat.doctor.loss.identify import match
-from homeostat.doctor.loss.known import Expects, Known
+from homeostat.doctor.loss.identify import Match, match
+from homeostat.doctor.loss.known import LOG_RATES, Expects, Known
 from homeostat.doctor.loss.layout import Layout, layout_of
 from homeostat.doctor.loss.outputs import Seen, look
 from homeostat.doctor.loss.probes import MOST_OUTPUTS, in_unit, interior, positive, probe_batches, spread, unit
@@ -42,6 +43,7 @@ _SHIFTS = (
     10.0,
 )  # added to outputs; beyond +-5 every loss on probabilities or margins has changed its branch
 _SATURATED = 100.0  # a logit beyond which exp overflows or vanishes in single precision: exp(±100)
+_UNDECIDED = 0.5  # agreement: 1 and -1 for a loss on scores of classes
 
 
 def examine_loss(training: Training, batch: Examples, outputs: Tensor, score: Score) -> LossFacts:
@@ -121,6 +123,8 @@ class _Tests:
         uses_targets = _asked(self.uses_targets)
         paired = _asked(self.paired) if uses_targets else None
         ignored, coupled = _asked(self.ignored), _asked(self.coupled)
+        agreement = _asked(self.agreement)
+        alone = uses_targets and paired
         broken = uses_targets is False or paired is False or coupled or ignored is not None
         return LossFacts(
             value,
@@ -137,7 +141,8 @@ class _Tests:
             broadcast=self.box.broadcasts(self.probes[0], self.targets),
             coupled=coupled,
             growth=_asked(self.growth),
-            agreement=_asked(self.agreement),
+            agreement=agreement,
+            comparable=_asked(lambda: self.comparable(found, agreement, coupled)) if alone else None,
             shifts=shifts,
             unbounded=_asked(self.unbounded),
             floor=_asked(self.floor),
@@ -236,6 +241,18 @@ class _Tests:
             rises += int((slopes > 0).sum()) if step >= 0 else 0
             count += len(slopes)
         return (falls - rises) / count
+
+    def comparable(self, found: Match | None, agreement: float | None, coupled: bool | None) -> bool | None:
+        """Whether outputs can be held against targets once the model is trained."""
+        if self.score.kind == "regression" and self.layout.form == "same" and not coupled:
+            if found is not None and found.known.name == LOG_RATES and float(self.targets.min()) >= 0:
+                return False
+            return aims_at_targets(self.box, self.outputs, self.targets, self.layout)
+        if self.score.kind == "multiclass" and self.layout.form == "index":
+            if self.penalizes and agreement is not None and abs(agreement) < _UNDECIDED:
+                return False  # the loss has weights of its own, which make classes of the outputs
+            return counts_numbers(self.box, self.moving, self.targets)
+        return None
 
     def shifts(self) -> tuple[int, ...]:
         """Axes along which a constant may be added."""
