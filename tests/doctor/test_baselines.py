@@ -1,7 +1,6 @@
 """Honest baselines: what they reach, where they do not apply, and that they disturb nothing."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from homeostat import seeds
 from homeostat.doctor.budget import Deadline
 from homeostat.doctor.data.baselines import Baselines, measure_baselines
+from homeostat.doctor.data.flat import MOST_FEATURES, flat
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score
 
@@ -44,14 +44,12 @@ def test_images_give_what_their_columns_give():
     assert images == flat
 
 
-def test_large_images_are_made_small_enough_for_seconds():
+def test_large_images_are_made_small_enough_for_small_models():
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(600) % 10
     x = torch.randn(600, 3, 96, 96, generator=generator) + y[:, None, None, None] / 2
-    start = time.monotonic()
-    found = measured(split(x, y), Score("multiclass", 10))
-    assert time.monotonic() - start < 5
-    assert found.linear > 0.5
+    assert flat(x).shape[1] <= MOST_FEATURES
+    assert measured(split(x, y), Score("multiclass", 10)).linear > 0.5
 
 
 def test_the_mean_explains_nothing_and_a_line_explains_a_line():
