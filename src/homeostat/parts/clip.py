@@ -17,8 +17,6 @@ from homeostat.parts.penalty import Parameters, with_gradients
 
 _NARROW = (torch.float16, torch.bfloat16)
 _DOUBLE = (torch.float64, torch.complex128)
-_SUMMED = ("cpu", "cuda")
-"""Devices where powers are summed as they are: a CPU sees at once that they overflowed, a GPU sums them in float64."""
 
 
 @torch.no_grad()
@@ -173,8 +171,11 @@ def _unit_norms(tensor: Tensor, order: float) -> Tensor:
 
 
 def _sums(tensor: Tensor) -> bool:
-    """Whether powers are summed as they are; in compiled code nobody can look at a sum on the CPU."""
-    return tensor.is_cuda or (tensor.device.type in _SUMMED and not torch.compiler.is_compiling())
+    """Whether powers are summed as they are: CUDA sums them in float64, and on a CPU a look shows if they overflowed.
+
+    In compiled code nobody can look.
+    """
+    return tensor.is_cuda or (tensor.device.type == "cpu" and not torch.compiler.is_compiling())
 
 
 def _scaled_norm(tensor: Tensor, order: float, dims: tuple[int, ...] | None = None) -> Tensor:
