@@ -15,6 +15,7 @@ from homeostat.doctor.budget import Deadline
 from homeostat.doctor.changes.optimizer import ScaleLearningRate
 from homeostat.doctor.course import mark_steps
 from homeostat.doctor.data.baselines import measure_baselines
+from homeostat.doctor.prescriptions import long_bundle
 from homeostat.doctor.proof import PairedProof, confirmed, prove
 from homeostat.doctor.score import score_of
 from homeostat.errors import HomeostatError
@@ -51,7 +52,7 @@ def sigmoids():
 @pytest.mark.parametrize("make", [maximizing, sigmoids])
 def test_a_repaired_training_works_in_a_strangers_loop(make):
     before, training = make(), make()
-    repair = hs.repair(training, budget="15s")
+    repair = hs.repair(training, budget="30s")
     assert repair
     assert min(repair.proof.gains) > 0.1
     assert trained(repair.training) > trained(before) + 0.3
@@ -181,3 +182,39 @@ def test_what_is_better_and_still_ill_is_told_so():
     assert "below a linear model" in repair.ill
     assert "and still ill" in repair.verdict
     assert any("GEN006" in line for line in repair.advice)
+
+
+def exclusive_or(epochs=2):
+    """Four examples, one output with a softmax over it, two steps."""
+    x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    y = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1), nn.Softmax(1))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    return hs.Training(model, nn.MSELoss(), optimizer, (x, y), (x, y), batch_size=4, epochs=epochs)
+
+
+def test_where_a_training_is_too_short_for_anything_it_is_made_long_enough(monkeypatch):
+    monkeypatch.setattr("homeostat.doctor.prescriptions.ENOUGH_STEPS", 200)
+    repair = hs.repair(exclusive_or(), budget=10)
+    assert repair.proof.after == (1.0,) * 5
+    assert "epochs 2 → 200" in [change.what for change in repair.changes]
+    assert repair.ill == ""
+
+
+def test_a_training_of_many_steps_is_not_made_longer_by_the_last_resort():
+    examination = hs.examine(exclusive_or(epochs=300), budget=20)
+    assert long_bundle(examination.chart) == []
+
+
+def test_a_validation_that_is_the_training_data_is_no_sample():
+    few = hs.examine(exclusive_or(), budget=10)
+    assert few.chart.data.same_splits
+    assert not hs.examine(training_of(), budget=5).chart.data.same_splits
+    change = (ScaleLearningRate.of(few.arms.training, 1.0),)
+    proofs = [
+        prove(few.arms, few.chart.baselines, change, 0, Deadline(), lambda stage, share: None, same_data=same)
+        for same in (False, True)
+    ]
+    assert proofs[0].error > 0.2
+    assert proofs[1].error == 0.0

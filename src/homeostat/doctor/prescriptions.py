@@ -26,7 +26,12 @@ RATE = 1e-3
 BATCH = 32
 """Bengio 2012, arXiv:1206.5533, section 3.1.1."""
 
+ENOUGH_STEPS = 2000
+"""A training that makes a tenth of these, or fewer, may be too short for anything: the exclusive or of four rows takes
+1,000 to 2,000 steps of Adam at its default rate."""
+
 _SLOPES = ("relu", "leaky_relu", "elu")  # that do not saturate on the positive side
+_LONGER, _MUCH_LONGER = 4.0, 10.0  # times the epochs
 
 
 def prescriptions(chart: Chart) -> list[Change]:
@@ -51,23 +56,38 @@ def prescriptions(chart: Chart) -> list[Change]:
         found += _made(lambda: SetDropout.of(training, 0.0, functions=functions))
     if training.batch_size != BATCH < (chart.train.total or len(chart.train)):
         found.append(BatchSize.of(training, BATCH))
-    return [*found, MoreEpochs.of(training, 4.0), MoreEpochs.of(training, 10.0)]
+    return [*found, MoreEpochs.of(training, _LONGER), MoreEpochs.of(training, _MUCH_LONGER)]
 
 
 def bundles(chart: Chart) -> list[list[Change]]:
     """Remedies that go together: the textbook's network on standardized data, without and with normalization."""
     training = chart.training
-    base = [
+    textbook = [*_network(chart), *_made(lambda: SwapOptimizer.of(training, "adam", RATE))]
+    quick = _quick(chart)
+    normalized = [*textbook, *_made(lambda: AddNorm.of(training, "batch"))]
+    return [textbook, quick, normalized, [*quick, MoreEpochs.of(training, _LONGER)]]
+
+
+def long_bundle(chart: Chart) -> list[Change]:
+    """The textbook's network trained for ENOUGH_STEPS, where a training makes far fewer; empty where it does not."""
+    factor = ENOUGH_STEPS / max(1, chart.training.total_steps)
+    return [*_quick(chart), MoreEpochs.of(chart.training, factor)] if factor > _MUCH_LONGER else []
+
+
+def _quick(chart: Chart) -> list[Change]:
+    """The textbook's network at ten times the customary rate."""
+    return [*_network(chart), *_made(lambda: SwapOptimizer.of(chart.training, "adam", 10 * RATE))]
+
+
+def _network(chart: Chart) -> list[Change]:
+    """The customary output, standardized data, rectifiers, and weights drawn for them."""
+    return [
         *_outputs(chart)[:1],
         StandardizeInputs(),
         *([StandardizeTargets()] if chart.score.kind == "regression" else []),
         *_activations(chart)[:1],
+        Reinitialize(),
     ]
-    textbook = [*base, Reinitialize(), *_made(lambda: SwapOptimizer.of(training, "adam", RATE))]
-    quick = [*base, Reinitialize(), *_made(lambda: SwapOptimizer.of(training, "adam", 10 * RATE))]
-    normalized = [*textbook, *_made(lambda: AddNorm.of(training, "batch"))]
-    longer = [*quick, MoreEpochs.of(training, 4.0)]
-    return [textbook, quick, normalized, longer]
 
 
 def _outputs(chart: Chart) -> tuple[Change, ...]:

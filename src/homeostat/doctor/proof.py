@@ -74,11 +74,21 @@ class PairedProof:
 
 
 def prove(
-    arms: Arms, baselines: Baselines | None, changes: Changes, seed: int, deadline: Deadline, say: Say
+    arms: Arms,
+    baselines: Baselines | None,
+    changes: Changes,
+    seed: int,
+    deadline: Deadline,
+    say: Say,
+    *,
+    same_data: bool = False,
 ) -> PairedProof | None:
     """Pairs under seeds that the search has not seen, as many as there is time for.
 
     Where there is time for none, the pair by which the changes were found is all there is.
+
+    Args:
+        same_data: validation is the training data: all that is to be learned, and no sample that chance has drawn.
     """
     steps = max(arms.marks)
     fields: list[Arms] = []
@@ -93,9 +103,9 @@ def prove(
             break
         fields.append(field)
     if fields:
-        return _proof(fields, baselines, changes, steps)
+        return _proof(fields, baselines, changes, steps, same_data=same_data)
     step = common_mark(arms, arms.arm(), arms.arm(changes))
-    return _proof([arms], baselines, changes, step, fresh=False) if step else None
+    return _proof([arms], baselines, changes, step, same_data=same_data, fresh=False) if step else None
 
 
 def common_mark(arms: Arms, first: Arm, second: Arm) -> int:
@@ -116,13 +126,19 @@ def confirmed(proof: PairedProof) -> bool:
 
 
 def _proof(
-    fields: Sequence[Arms], baselines: Baselines | None, changes: Changes, step: int, fresh: bool = True
+    fields: Sequence[Arms],
+    baselines: Baselines | None,
+    changes: Changes,
+    step: int,
+    *,
+    same_data: bool,
+    fresh: bool = True,
 ) -> PairedProof:
     """What the pairs showed after so many steps; each field has trained both."""
     score = fields[0].score
     before, after = (tuple(field.result(field.arm(part), step) for field in fields) for part in ((), changes))
     floor = _floor(baselines, score.kind)
-    error = math.nan if baselines is None else baselines.error(statistics.fmean(_worths(before, floor)))
+    error = 0.0 if same_data or baselines is None else baselines.error(statistics.fmean(_worths(before, floor)))
     ills = [ill for field in fields if (ill := _illness(field, baselines, changes))]
     return PairedProof(
         score.name,
@@ -133,7 +149,7 @@ def _proof(
         floor,
         error if math.isfinite(error) else 0.0,
         ills[0] if 2 * len(ills) >= len(fields) else "",
-        fresh,
+        fresh=fresh,
     )
 
 

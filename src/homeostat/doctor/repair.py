@@ -156,7 +156,10 @@ def _repaired(
     search = Search(examination, unsafe, deadline.share(_SEARCH), say)
     arm = examination.arms.arm(search.run())
     chosen = arm.changes
-    proof = prove(examination.arms, search.chart.baselines, chosen, seed, deadline, say) if chosen else None
+    chart, proof = search.chart, None
+    if chosen:
+        same_data = chart.data is not None and chart.data.same_splits
+        proof = prove(examination.arms, chart.baselines, chosen, seed, deadline, say, same_data=same_data)
     seconds = clock.passed_seconds
     if proof is None or not confirmed(proof):
         return Repair(training.copy(), (), proof, examination, training, _advice(examination, ()), seconds=seconds)

@@ -6,6 +6,7 @@ where an output begins to mean yes, and which targets do not count, the loss tel
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from homeostat.doctor.loss.black_box import BlackBox
 from homeostat.doctor.loss.probes import MOST_OUTPUTS
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "other"]
-_GRID = torch.linspace(-4.0, 4.0, 161, dtype=torch.float32)  # in steps of 0.05; holds 0 and 0.5
+_GRID = [index / 20 for index in range(-80, 81)]  # in steps of 0.05
+_COARSE = 10  # of them at a time, until the place is found
 _ASKED = 1 << 18  # numbers of outputs that a loss is given at each point of the grid: milliseconds
 _PADDING = -100  # torch's ignore_index
 
@@ -80,7 +82,7 @@ class Score:
             labels = labels.reshape(len(labels), -1)
         right = answers == labels
         right = right[(labels >= 0).expand_as(right)]
-        return right.float().mean().item() if len(right) else math.nan
+        return int(right.sum()) / len(right) if len(right) else math.nan
 
     def of_predictions(self, predicted: np.ndarray, labels: np.ndarray) -> float:
         """The score of predictions in the form that `labels` gives."""
@@ -263,18 +265,21 @@ def _indifferent(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tenso
     """The outputs at which the loss of a yes falls below that of a no, to 0.05; it may refuse values."""
     few = max(2, _ASKED // max(1, outputs[:1].numel()))
     outputs, targets = outputs[:few], targets[:few]
-    gaps = []
-    for point in _GRID.tolist():
+
+    @functools.cache
+    def gap(index: int) -> float:
         try:
             with torch.no_grad():
-                at = torch.full_like(outputs, point)
+                at = torch.full_like(outputs, _GRID[index])
                 yes_loss, no_loss = (loss(at, torch.full_like(targets, value)) for value in (1.0, no))
-            gaps.append(float(yes_loss - no_loss))
+            return float(yes_loss - no_loss)
         except Exception:
-            gaps.append(math.nan)
-    found = []
-    for point, gap, following in zip(_GRID.tolist(), gaps, gaps[1:], strict=False):
-        if gap >= 0 > following:  # nan compares false
-            width = gap / (gap - following)
-            found.append(round((point + width * 0.05) * 20) / 20)
-    return found
+            return math.nan
+
+    def falls(start: int, stop: int) -> bool:
+        return gap(start) >= 0 > gap(stop)  # nan compares false
+
+    coarse = [start for start in range(0, len(_GRID) - 1, _COARSE) if falls(start, start + _COARSE)]
+    fine = [index for start in coarse for index in range(start, start + _COARSE) if falls(index, index + 1)]
+    nearer = [index + (abs(gap(index)) > abs(gap(index + 1))) for index in fine]
+    return [_GRID[index] for index in nearer]

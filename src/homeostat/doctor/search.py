@@ -15,7 +15,7 @@ from homeostat.doctor.changes.change import Change
 from homeostat.doctor.examine import Examination
 from homeostat.doctor.health import WORTH, illness
 from homeostat.doctor.judge import Say
-from homeostat.doctor.prescriptions import bundles, prescriptions
+from homeostat.doctor.prescriptions import bundles, long_bundle, prescriptions
 from homeostat.doctor.proof import common_mark
 
 SEARCH_SEEDS = 3
@@ -47,12 +47,13 @@ class Search:
     def run(self) -> Changes:
         """The best set of changes that was found; the empty one if none is better."""
         best = self._start()
-        while not self.deadline.passed:
+        most = math.inf if self.chart.score.kind == "other" else 1.0
+        while not self.deadline.passed and self._merit(best) + self._worth(best) <= most:
             more = self._one_more(best)
             if self._merit(more) < self._merit(best) + self._worth(best):
                 break
             best = more
-        return self._thinned(best)
+        return self._thinned(best if self._tells(best) else self._lengthened(best))
 
     def _start(self) -> Changes:
         """Nothing, what the findings propose, or a bundle of remedies: the first that is as good as the best."""
@@ -67,6 +68,14 @@ class Search:
             return max(starts, key=self._lead)
         enough = self._merit(best) - self._worth(best)
         return next((changes for changes in starts if self._merit(changes) >= enough), best)
+
+    def _lengthened(self, best: Changes) -> Changes:
+        """The textbook's network, trained for many steps where they are few, if it is better."""
+        if self.deadline.passed or not (bundle := long_bundle(self.chart)):
+            return best
+        changes = self._together([*self._proposed({"certain"}), *bundle])
+        better = self._train(changes, self.steps) and self._merit(changes) >= self._merit(best) + self._worth(best)
+        return changes if better else best
 
     def _first_cure(self, sets: list[Changes]) -> Changes:
         """Where time is short: one set after the other to its end, until one makes the training well."""
@@ -87,6 +96,10 @@ class Search:
     def _ill(self, changes: Changes) -> bool:
         course = self.first.arm(changes).course
         return course is None or bool(illness(course, self.chart.baselines, self.chart.score, self.first.examples))
+
+    def _tells(self, changes: Changes) -> bool:
+        """Whether a set is well, as far as can be seen, and better than a constant answer."""
+        return not self._ill(changes) and self._merit(changes) >= self._constant() + WORTH
 
     def _one_more(self, ground: Changes) -> Changes:
         """The best set with one change more, or with one in the place of another of its family."""
@@ -139,9 +152,12 @@ class Search:
 
     def _worth(self, changes: Changes) -> float:
         """What a change must gain to be worth making: a point, or a twentieth of what was gained in all."""
+        return max(WORTH, _SHARE * (self._merit(changes) - max(self._merit(()), self._constant())))
+
+    def _constant(self) -> float:
+        """The worth of a constant answer; less than anything where that is not known."""
         prior = math.nan if self.chart.baselines is None else self.chart.baselines.prior
-        ground = max(self._merit(()), squeezed(prior)) if math.isfinite(prior) else self._merit(())
-        return max(WORTH, _SHARE * (self._merit(changes) - ground))
+        return squeezed(prior) if math.isfinite(prior) else -math.inf
 
     def _proposed(self, certainties: set[str], codes: set[str] | None = None) -> list[Change]:
         """What suspects propose: first choices first."""

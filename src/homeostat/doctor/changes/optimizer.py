@@ -8,23 +8,29 @@ Not random.
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from homeostat.doctor.changes.change import CannotApply, Change, Safety
 from homeostat.doctor.changes.held import held_by, trainable_of
+from homeostat.doctor.changes.options import (
+    Numbers,
+    changed_line,
+    momenta_of,
+    option_diff,
+    set_option,
+    settings_of,
+    shown,
+)
 from homeostat.errors import unknown
 from homeostat.parts.penalty import split_parameters
 
 if TYPE_CHECKING:
     from homeostat.doctor.training import Training
-
-Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,9 @@ class Minimize(Change):
     def diff(self) -> str:
         if any(rate < 0 for rate in self.rates):
             return option_diff(self.kind, "lr", self.rates, tuple(abs(rate) for rate in self.rates))
-        return _pair(f"{self.kind}(model.parameters(), ..., maximize=True)", f"{self.kind}(model.parameters(), ...)")
+        return changed_line(
+            f"{self.kind}(model.parameters(), ..., maximize=True)", f"{self.kind}(model.parameters(), ...)"
+        )
 
 
 _KINDS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
@@ -170,7 +178,7 @@ class SwapOptimizer(Change):
 
     @property
     def diff(self) -> str:
-        return _pair(f"torch.optim.{self.before}", f"torch.optim.{self._written}")
+        return changed_line(f"torch.optim.{self.before}", f"torch.optim.{self._written}")
 
     @property
     def _written(self) -> str:
@@ -328,12 +336,6 @@ class UseClip(Change):
         return f" loss.backward()\n+{bound}\n optimizer.step()"
 
 
-def settings_of(optimizer: Optimizer, option: str) -> Numbers:
-    """A number of every group that has it."""
-    found = [group[option] for group in optimizer.param_groups if isinstance(group.get(option), int | float | Tensor)]
-    return tuple(float(value) for value in found)
-
-
 def moving_rates(optimizer: Optimizer) -> Numbers:
     """The rates of the groups; where all are 0, `initial_lr`, as a scheduler leaves it, or what is customary.
 
@@ -351,47 +353,6 @@ def moving_rates(optimizer: Optimizer) -> Numbers:
     if known is not None and isinstance(known.default, int | float) and known.default > 0:
         usual.append(known.default)
     return (float((*usual, _KINDS["adam"][1]["lr"])[0]),) * len(rates)
-
-
-def momenta_of(optimizer: Optimizer) -> Numbers:
-    """The momentum of every group, by whatever name it goes."""
-    found = [group["betas"][0] if "betas" in group else group.get("momentum") for group in optimizer.param_groups]
-    return tuple(float(value) for value in found if value is not None)
-
-
-def set_option(group: dict[str, Any], option: str, value: float) -> None:
-    """Set a number of a group; one that is a tensor, as in captured graphs, stays one."""
-    if isinstance(group.get(option), Tensor):
-        group[option] = torch.full_like(group[option], value)
-    else:
-        group[option] = value
-
-
-def shown(values: Numbers) -> str:
-    """A few numbers; one where all are the same."""
-    return ", ".join(f"{value:g}" for value in dict.fromkeys(values)) or "?"
-
-
-def option_diff(kind: str, option: str, before: Numbers, after: Numbers) -> str:
-    """The lines that change an option of an optimizer, in its constructor where all groups agree."""
-    if len(set(before)) <= 1 and len(set(after)) <= 1:
-        old, new = shown(before), shown(after)
-        return _pair(
-            f"torch.optim.{kind}(model.parameters(), {option}={old})",
-            f"torch.optim.{kind}(model.parameters(), {option}={new})",
-        )
-    lines = []
-    for index, (old_value, new_value) in enumerate(zip(before, after, strict=True)):
-        if not math.isclose(old_value, new_value, rel_tol=1e-12):
-            lines += [
-                f'-optimizer.param_groups[{index}]["{option}"] = {old_value:g}',
-                f'+optimizer.param_groups[{index}]["{option}"] = {new_value:g}',
-            ]
-    return "\n".join(lines)
-
-
-def _pair(old: str, new: str) -> str:
-    return f"-optimizer = {old}\n+optimizer = {new}"
 
 
 def _exchange(optimizer: Optimizer, old: list[nn.Parameter], new: dict[str, nn.Parameter]) -> None:

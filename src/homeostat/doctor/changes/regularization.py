@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from homeostat.doctor.changes.change import CannotApply, Change, Safety
 from homeostat.doctor.changes.dropping import dropping
-from homeostat.doctor.changes.optimizer import Numbers, option_diff, set_option, settings_of, shown
+from homeostat.doctor.changes.options import Numbers, option_diff, set_option, settings_of, shown
 from homeostat.doctor.changes.places import find
 from homeostat.errors import HomeostatError, NoEffectWarning
 from homeostat.parts.dropout_layers import drops

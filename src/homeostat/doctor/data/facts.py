@@ -54,6 +54,11 @@ class DataFacts:
     """None too where validation is the training data."""
     augmentation: AugmentFacts | None = None
 
+    @property
+    def same_splits(self) -> bool:
+        """Whether validation is the training data."""
+        return self.overlap is not None and self.overlap.identical
+
 
 def examine_data(training: Training, train: Examples, valid: Examples, score: Score, deadline: Deadline) -> DataFacts:
     """The facts of both splits.

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator
 
 from homeostat.doctor.changes.held import held_by, trainable_of
-from homeostat.doctor.changes.optimizer import AddParameters, settings_of, shown
+from homeostat.doctor.changes.optimizer import AddParameters
+from homeostat.doctor.changes.options import settings_of, shown
 from homeostat.doctor.changes.regularization import DecoupleDecay, ScalePenalty
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.finding import Severity

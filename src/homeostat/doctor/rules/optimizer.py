@@ -10,7 +10,8 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from homeostat.doctor.changes.optimizer import Minimize, SetEps, SetMomentum, SwapOptimizer, momenta_of, settings_of
+from homeostat.doctor.changes.optimizer import Minimize, SetEps, SetMomentum, SwapOptimizer
+from homeostat.doctor.changes.options import momenta_of, settings_of
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.network.step import goes_up, step_facts
 from homeostat.doctor.rule import Rule, Suspect

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from homeostat import seeds
-from homeostat.doctor.changes.optimizer import ScaleLearningRate, moving_rates, settings_of, shown
+from homeostat.doctor.changes.optimizer import ScaleLearningRate, moving_rates
+from homeostat.doctor.changes.options import settings_of, shown
 from homeostat.doctor.changes.schedule import BatchSize
 from homeostat.doctor.chart import Chart
 from homeostat.doctor.curvature.sharpness import curvature
