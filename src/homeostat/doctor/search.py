@@ -53,7 +53,8 @@ class Search:
             if self._merit(more) < self._merit(best) + self._worth(best):
                 break
             best = more
-        return self._thinned(best if self._tells(best) else self._lengthened(best))
+        best = self._thinned(best)
+        return best if self._learns(best) else self._lengthened(best)
 
     def _start(self) -> Changes:
         """Nothing, what the findings propose, or a bundle of remedies: the first that is as good as the best."""
@@ -70,12 +71,12 @@ class Search:
         return next((changes for changes in starts if self._merit(changes) >= enough), best)
 
     def _lengthened(self, best: Changes) -> Changes:
-        """The textbook's network, trained for many steps where they are few, if it is better."""
+        """The textbook's network, trained for many steps where they are few, and thinned; if it is better."""
         if self.deadline.passed or not (bundle := long_bundle(self.chart)):
             return best
         changes = self._together([*self._proposed({"certain"}), *bundle])
         better = self._train(changes, self.steps) and self._merit(changes) >= self._merit(best) + self._worth(best)
-        return changes if better else best
+        return self._thinned(changes) if better else best
 
     def _first_cure(self, sets: list[Changes]) -> Changes:
         """Where time is short: one set after the other to its end, until one makes the training well."""
@@ -97,7 +98,7 @@ class Search:
         course = self.first.arm(changes).course
         return course is None or bool(illness(course, self.chart.baselines, self.chart.score, self.first.examples))
 
-    def _tells(self, changes: Changes) -> bool:
+    def _learns(self, changes: Changes) -> bool:
         """Whether a set is well, as far as can be seen, and better than a constant answer."""
         return not self._ill(changes) and self._merit(changes) >= self._constant() + WORTH
 
