@@ -235,3 +235,23 @@ def test_where_all_of_a_kind_diverged_nothing_is_decided(id, metrics):
     claim, runs = planted(id, {metric: lambda r: 1.0 for metric in metrics}, noise=0.01)
     runs.trials.loc[runs.trials["norm"] == "none", list(metrics)] = np.nan
     assert claim.judge(runs).word == "undecided"
+
+
+def test_a_run_that_diverges_has_no_second_half_whose_sharpness_were_known():
+    claim = CLAIMS["bn-smoothness"]
+    settings = {**claim.quick.settings, "examples": 50, "every": 2}
+    found = claim.experiment({"norm": "none", "lr": 1e4}, 0, **settings)
+    assert found["diverged"]
+    assert np.isfinite(found["initial"])
+    assert np.isnan([found["late"], found["ratio"], found["along"]]).all()
+
+
+def test_a_rate_at_which_one_kind_diverged_is_named():
+    metrics = ("late", "ratio", "along")
+    claim, runs = planted("bn-smoothness", {metric: lambda r: 1.0 for metric in metrics}, noise=0.01, initial=1.0)
+    lost = (runs.trials["norm"] == "batch") & (runs.trials["lr"] == 0.6)
+    runs.trials.loc[lost, list(metrics)] = np.nan
+    verdict = claim.judge(runs)
+    assert verdict.word == "undecided"
+    assert "at rate 0.6 not to be compared, since all runs of one kind diverged" in verdict.says
+    assert "at rate 0.3 1.0" in verdict.says
