@@ -243,7 +243,8 @@ def _judge_smoothness(runs: Runs) -> Verdict:
         f"{smoother.estimate:.2f} times as sharp without [{smoother.low:.2f}, {smoother.high:.2f}]",
         f"That is over both rates, in the second half of training. The sharpness is then {told}. Where both are at 2/η "
         f"they cannot differ. At the start it is {first.estimate:.2f} times as large without as with it; the loss "
-        f"along the step varies {along.estimate:.2f} times as much.{more(word, smoother, threshold=1.25)}",
+        f"along the step, relative to where it starts, varies {along.estimate:.2g} times as much."
+        + more(word, smoother, threshold=1.25),
     )
 
 
