@@ -10,12 +10,17 @@ from torch import nn
 
 from homeostat.claims.claim import Runs
 from homeostat.claims.run import run
-from homeostat.claims.themes import normalization_altered, normalization_training, normalization_why
+from homeostat.claims.themes import (
+    normalization_altered,
+    normalization_direction,
+    normalization_training,
+    normalization_why,
+)
 from homeostat.nn import BatchNorm1d
 
 CLAIMS = {
     claim.id: claim
-    for theme in (normalization_training, normalization_altered, normalization_why)
+    for theme in (normalization_training, normalization_altered, normalization_why, normalization_direction)
     for claim in theme.CLAIMS
 }
 SMALL = {"model": "mlp", "optimizer": "sgd", "widths": "16x16", "epochs": 2}

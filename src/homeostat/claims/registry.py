@@ -16,6 +16,7 @@ from homeostat.claims.themes import (
     initialization_training,
     inputs,
     normalization_altered,
+    normalization_direction,
     normalization_exact,
     normalization_training,
     normalization_use,
@@ -35,6 +36,7 @@ THEMES: dict[str, tuple[Claim, ...]] = {
     "Normalization, exactly": normalization_exact.CLAIMS,
     "Normalization in training": (
         *normalization_training.CLAIMS, *normalization_altered.CLAIMS, *normalization_why.CLAIMS,
+        *normalization_direction.CLAIMS,
     ),
     "Normalization in use": (*normalization_use.CLAIMS, *adaptation.CLAIMS),
     "Penalties and stopping": (*penalties.CLAIMS, *early_stopping.CLAIMS),
