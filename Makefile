@@ -27,7 +27,8 @@ demo: $(READY)
 	$(BIN)/homeostat study digits --out studies/demo
 
 test: check
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+		$(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""How long `homeostat --help` takes to answer, as a whole process, beside an empty Python process.
+"""How long `homeostat` takes to answer, as a whole process: its help and its recipe, beside Python and torch alone.
 
 python benchmarks/startup.py
 """
@@ -13,6 +13,12 @@ import time
 from homeostat import environment
 
 RUNS = 15
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    "homeostat --help": ["-m", "homeostat", "--help"],
+    "python -c 'import torch'": ["-c", "import torch"],
+    "homeostat recipe": ["-m", "homeostat", "recipe"],
+}
 
 
 def seconds(command: list[str]) -> float:
@@ -23,7 +29,7 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in environment.describe().items()))
-    for name, words in (("homeostat --help", ["-m", "homeostat", "--help"]), ("python -c pass", ["-c", "pass"])):
+    for name, words in COMMANDS.items():
         command = [sys.executable, *words]
         seconds(command)  # the first run reads the disk
         times = [seconds(command) for _ in range(RUNS)]

@@ -41,24 +41,25 @@ def test_version():
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A study as the command left it, with what it printed; for whoever does not change it."""
-    folder = tmp_path_factory.mktemp("digits") / "study"
-    done = homeostat(*DIGITS, "--out", folder)
+    """A study as the command left it where it likes, with what it printed; for whoever does not change it."""
+    folder = tmp_path_factory.mktemp("digits")
+    done = homeostat(*DIGITS, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    (study,) = (folder / "studies").iterdir()
+    return study, done.stdout
 
 
-def test_a_study_ends_in_a_report_and_a_recipe_and_running_it_again_reports_again(digits):
-    folder, printed = digits
-    names = {path.name for path in folder.iterdir()}
+def test_a_study_ends_in_a_report_and_a_recipe_and_the_same_command_reports_again(digits):
+    study, printed = digits
+    names = {path.name for path in study.iterdir()}
     assert {"report.html", "recipe.toml", "study.sqlite", "trials.csv", "effects.csv"} <= names
     assert "Report:" in printed
-    page = (folder / "report.html").read_text()
+    page = (study / "report.html").read_text()
     assert "norm" in page
     assert "homeostat study digits" in page
-    again = homeostat(*DIGITS, "--out", folder)
-    assert again.returncode == 0
-    assert (folder / "report.html").read_text() == page
+    assert homeostat(*DIGITS, cwd=study.parent.parent).returncode == 0
+    assert (study / "report.html").read_text() == page
+    assert list(study.parent.iterdir()) == [study]
 
 
 def test_the_recommended_recipe_is_one_that_fit_takes(digits, tmp_path):
@@ -101,22 +102,6 @@ def test_what_cannot_be_folded_is_named(tmp_path, words, message):
     assert message in done.stderr
 
 
-def test_the_default_directory_lets_the_same_command_resume(tmp_path):
-    assert homeostat(*DIGITS, cwd=tmp_path).returncode == 0
-    assert homeostat(*DIGITS, cwd=tmp_path).returncode == 0
-    assert len(list((tmp_path / "studies").iterdir())) == 1
-
-
-def test_a_study_file_says_it_all(tmp_path):
-    (tmp_path / "study.toml").write_text(
-        'task = "curve"\nseeds = 2\n[recipe]\nepochs = 2\nwidths = "8"\n'
-        '[factors]\ndropout = [0, 0.2]\nnorm = ["none", "layer"]\n'
-    )
-    done = homeostat("study", "--config", tmp_path / "study.toml", "--workers", "1", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "dropout" in done.stdout
-
-
 def test_seeds_are_added_until_enough_is_known(tmp_path):
     words = ["study", "curve", "-f", "dropout=0,0.2", "--epochs", "1", "--workers", "1", "--out", tmp_path / "study"]
     done = homeostat(*words, "--until", "1000")
@@ -129,10 +114,10 @@ def test_seeds_are_added_until_enough_is_known(tmp_path):
     assert said.partition(" Report:")[0] in " ".join(again.stdout.split())
 
 
-def test_each_treatment_is_judged_at_its_own_learning_rate(tmp_path):
+def test_a_study_file_says_it_all_and_each_treatment_is_judged_at_its_own_learning_rate(tmp_path):
     (tmp_path / "study.toml").write_text(
         'task = "curve"\nseeds = 2\n[recipe]\nepochs = 2\nwidths = "8"\n'
-        "[factors]\ndropout = [0, 0.2]\n[tune]\nlr = [0.001, 0.01]\n"
+        '[factors]\nnorm = ["none", "layer"]\n[tune]\nlr = [0.001, 0.01]\n'
     )
     words = ["study", "--config", tmp_path / "study.toml", "--workers", "1", "--out", tmp_path / "study"]
     plan = homeostat(*words, "--plan")
@@ -142,6 +127,7 @@ def test_each_treatment_is_judged_at_its_own_learning_rate(tmp_path):
     done = homeostat(*words)
     assert done.returncode == 0, done.stderr
     assert "is judged by test" in " ".join(done.stdout.split())
+    assert "norm" in done.stdout
     assert "lr = " in (tmp_path / "study" / "recipe.toml").read_text()
 
 

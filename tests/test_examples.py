@@ -12,7 +12,7 @@ HOMEOSTAT = [sys.executable, "-m", "homeostat"]
 COMMANDS = {
     "own_task.py": [*HOMEOSTAT, "study", "own_task:build", "-f", "norm=none,batch", "--seeds", "2", "--epochs", "2"],
     "any_function.py": [sys.executable, "any_function.py"],
-    "ill_training.py": [*HOMEOSTAT, "examine", "ill_training:training", "--budget", "150", "--out", "report.html"],
+    "ill_training.py": [*HOMEOSTAT, "examine", "ill_training:training", "--budget", "60", "--out", "report.html"],
 }
 STUDIES = ("own_task.py", "any_function.py")
 

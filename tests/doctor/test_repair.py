@@ -49,19 +49,22 @@ def sigmoids():
     return training_of(nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), *layers, nn.Linear(8, 3)))
 
 
-@pytest.mark.parametrize("make", [maximizing, sigmoids])
-def test_a_repaired_training_works_in_a_strangers_loop(make):
-    before, training = make(), make()
-    repair = hs.repair(training, budget="30s")
-    assert repair
-    assert min(repair.proof.gains) > 0.1
-    assert trained(repair.training) > trained(before) + 0.3
-
-
-def test_the_repair_of_a_flipped_sign_is_one_safe_change_with_the_weights_kept():
+@pytest.fixture(scope="module")
+def flipped():
+    """A training up the loss, its weights before, and its repair."""
     training = maximizing()
     weights = copy.deepcopy(training.model.state_dict())
-    repair = hs.repair(training, budget=200)
+    return training, weights, hs.repair(training, budget=200)
+
+
+@pytest.fixture(scope="module")
+def too_deep():
+    """The repair of a deep net of sigmoids."""
+    return hs.repair(sigmoids(), budget="30s")
+
+
+def test_a_flipped_sign_is_one_safe_change_with_the_weights_kept(flipped):
+    training, weights, repair = flipped
     assert [(change.code, change.safety) for change in repair.changes] == [("OPT003", "safe")]
     assert "-" in repair.diff
     assert "+" in repair.diff
@@ -69,6 +72,12 @@ def test_the_repair_of_a_flipped_sign_is_one_safe_change_with_the_weights_kept()
     assert not repair.training.optimizer.param_groups[0]["maximize"]
     assert all(torch.equal(weights[name], value) for name, value in repair.training.model.state_dict().items())
     assert repair.undo() is training
+
+
+def test_what_was_repaired_works_in_a_strangers_loop(flipped, too_deep):
+    for repair, make in ((flipped[2], maximizing), (too_deep, sigmoids)):
+        assert min(repair.proof.gains) > 0.1
+        assert trained(repair.training.copy()) > trained(make()) + 0.3
 
 
 def test_a_warmup_that_has_begun_at_0_is_repaired_by_the_rate_that_it_leads_to():
@@ -80,9 +89,8 @@ def test_a_warmup_that_has_begun_at_0_is_repaired_by_the_rate_that_it_leads_to()
     assert training.optimizer.param_groups[0]["lr"] == 0.0
 
 
-def test_repairing_what_was_repaired_changes_nothing():
-    repaired = hs.repair(maximizing(), budget=200).training
-    again = hs.repair(repaired, budget=200)
+def test_repairing_what_was_repaired_changes_nothing(flipped):
+    again = hs.repair(flipped[2].training, budget=200)
     assert not again
     assert "Nothing to repair" in again.verdict
 
@@ -103,10 +111,9 @@ def test_safe_repairs_leave_the_function_of_the_model():
         assert torch.equal(repair.training.model(X), training.model(X))
 
 
-def test_the_optimizer_of_a_repair_holds_its_model():
-    repair = hs.repair(sigmoids(), budget="10s")
-    held = {id(p) for group in repair.training.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in repair.training.model.parameters()}
+def test_the_optimizer_of_a_repair_holds_its_model(too_deep):
+    held = {id(p) for group in too_deep.training.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in too_deep.training.model.parameters()}
 
 
 def test_labels_that_tell_nothing_are_not_repaired_but_told():

@@ -1,8 +1,11 @@
-"""The one application that commands are registered with, and how a command is left."""
+"""The one application that commands are registered with, how a command loads what it needs, and how it is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,6 +32,20 @@ def _version(
 
         typer.echo(f"homeostat {__version__}")
         raise typer.Exit
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import what is large: nothing of it is garbage, and Python need not look, neither now nor when it leaves."""
+    if "torch" in sys.modules:  # a process of somebody else's, with garbage of its own
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def leave(run: Callable[[], int], interrupted: str) -> NoReturn:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from homeostat.cli.application import app, leave
+from homeostat.cli.application import app, leave, loading
 
 claims = typer.Typer(no_args_is_help=True, help="Try the claims of the lectures: experiments with honest verdicts.")
 app.add_typer(claims, name="claims")
@@ -17,7 +17,8 @@ def list_() -> None:
     """List every claim: its id, what the lecture says, and where."""
 
     def run() -> int:
-        from homeostat import commands_claims
+        with loading():
+            from homeostat import commands_claims
 
         return commands_claims.list_claims()
 
@@ -42,7 +43,8 @@ def run(
     """Run claims and write a gallery: a page with a card per claim. The same command goes on where one was stopped."""
 
     def work() -> int:
-        from homeostat import commands_claims
+        with loading():
+            from homeostat import commands_claims
 
         return commands_claims.run_claims(
             names or [], everything=everything, quick=quick, seeds=seeds, workers=workers, out=out

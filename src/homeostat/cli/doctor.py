@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from homeostat.cli.application import app, leave
+from homeostat.cli.application import app, leave, loading
 
 TrainingArgument = Annotated[
     str,
@@ -48,7 +48,8 @@ def examine(
     """
 
     def run() -> int:
-        from homeostat import commands_doctor
+        with loading():
+            from homeostat import commands_doctor
 
         return commands_doctor.examine(
             training, budget=budget, seed=seed, select=select, ignore=ignore, style=style, out=out,
@@ -77,7 +78,8 @@ def repair(
     """
 
     def run() -> int:
-        from homeostat import commands_doctor
+        with loading():
+            from homeostat import commands_doctor
 
         return commands_doctor.repair(training, unsafe=unsafe, budget=budget, seed=seed, out=out)
 
@@ -93,7 +95,8 @@ def explain(
     """Print what a rule checks, why, from which threshold on, and how to repair it; without a code, list all rules."""
 
     def run() -> int:
-        from homeostat import commands_doctor
+        with loading():
+            from homeostat import commands_doctor
 
         return commands_doctor.explain(code)
 

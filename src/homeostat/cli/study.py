@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from homeostat.cli.application import app, leave
+from homeostat.cli.application import app, leave, loading
 from homeostat.cli.options import (
     TASK_HELP,
     Cpus,
@@ -169,7 +169,8 @@ def study(
 
         if not plan and on is None:
             launch.warm(("homeostat.training.objective", "torch._dynamo"))  # workers get ready while this process does
-        from homeostat import commands
+        with loading():
+            from homeostat import commands
 
         return commands.study(
             asked, base, settings or [], recipe, config,
@@ -189,7 +190,8 @@ def status(
     """Say how a study stands: what is done, what runs, what failed, the strongest effects so far; disturbs nothing."""
 
     def run() -> int:
-        from homeostat import commands_study
+        with loading():
+            from homeostat import commands_study
 
         return commands_study.status(directory, watch=watch)
 
@@ -207,7 +209,8 @@ def export(
     """
 
     def run() -> int:
-        from homeostat import commands_study
+        with loading():
+            from homeostat import commands_study
 
         return commands_study.export(directory, out=out)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from homeostat.cli.application import app, leave
+from homeostat.cli.application import app, leave, loading
 from homeostat.cli.options import (
     DataSeed,
     Epochs,
@@ -37,7 +37,8 @@ def fit(
     base = {"model": model, "epochs": epochs}
 
     def run() -> int:
-        from homeostat import commands
+        with loading():
+            from homeostat import commands
 
         return commands.fit(task, base, settings or [], recipe, target=target, seed=seed, out=out, data_seed=data_seed)
 
@@ -62,7 +63,8 @@ def fold(
     """Fold batch normalization into the layers beside it and take dropout out, with outputs compared."""
 
     def run() -> int:
-        from homeostat import commands
+        with loading():
+            from homeostat import commands
 
         return commands.fold(source, task=task, target=target, onnx=onnx, out=out)
 
@@ -74,7 +76,8 @@ def recipe() -> None:
     """List the settings of a recipe: what --set changes and what --factor varies."""
 
     def run() -> int:
-        from homeostat import commands
+        with loading():
+            from homeostat import commands
 
         return commands.recipe()
 

@@ -6,7 +6,6 @@ and nothing else. The training given is trained: pass a copy.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from homeostat import seeds
 from homeostat.doctor.budget import Deadline
+from homeostat.doctor.changes.held import needs_closure
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.score import Score
 from homeostat.doctor.training import Training
@@ -259,7 +259,7 @@ def _step(training: Training, batch: Examples) -> tuple[float, bool]:
             clipped = _clip(training)
         return value
 
-    if _needs_closure(type(optimizer)):
+    if needs_closure(optimizer):
         first: list[float] = []
         optimizer.step(lambda: first.append(closure()) or first[-1])  # type: ignore[func-returns-value]
         return first[0], clipped
@@ -280,8 +280,3 @@ def _clip(training: Training) -> bool:
     changed = any(bool((p.grad.abs() > bound).any()) for p in parameters)
     torch.nn.utils.clip_grad_value_(parameters, bound)
     return changed
-
-
-def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
-    closure = inspect.signature(kind.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty

@@ -1,8 +1,10 @@
-"""Which parameters an optimizer holds, and which a model has, in plain lists and dicts too. Not random."""
+"""Which parameters an optimizer holds and what its step asks for; which a model has, in plain lists too. Not random."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,17 @@ from torch.optim import Optimizer
 def held_by(optimizer: Optimizer) -> list[nn.Parameter]:
     """Every tensor that the optimizer steps."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its step computes the loss itself, by a closure, as LBFGS's does."""
+    return _asks_for_closure(type(optimizer).step)
+
+
+@cache
+def _asks_for_closure(step: Callable[..., Any]) -> bool:
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def trainable_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -6,7 +6,6 @@ compared with the gradient, and with the step without decay. Random by a stream 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from homeostat import seeds
-from homeostat.doctor.changes.held import held_by, trainable_of
+from homeostat.doctor.changes.held import held_by, needs_closure, trainable_of
 from homeostat.doctor.examples import Examples
 from homeostat.doctor.training import Training
 from homeostat.parts.layers import tensors_in
@@ -206,7 +205,7 @@ def _stepped(training: Training, batch: Examples, decayed: bool) -> _Stepped:
     parameters = [parameter for parameter in held_by(optimizer) if parameter.grad is not None]
     before = [parameter.detach().clone() for parameter in parameters]
     gradients = [parameter.grad.detach().clone() for parameter in parameters if parameter.grad is not None]
-    if _needs_closure(optimizer):
+    if needs_closure(optimizer):
         optimizer.step(lambda: float(loss.detach()))
     else:
         optimizer.step()
@@ -287,11 +286,6 @@ def _leaves(loss: Tensor) -> Iterable[Tensor]:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
-
-
-def _needs_closure(optimizer: Optimizer) -> bool:
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _stop_decay(optimizer: Optimizer) -> None:
