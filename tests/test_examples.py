@@ -12,7 +12,7 @@ HOMEOSTAT = [sys.executable, "-m", "homeostat"]
 COMMANDS = {
     "own_task.py": [*HOMEOSTAT, "study", "own_task:build", "-f", "norm=none,batch", "--seeds", "2", "--epochs", "2"],
     "any_function.py": [sys.executable, "any_function.py"],
-    "ill_training.py": [*HOMEOSTAT, "examine", "ill_training:training", "--budget", "60", "--out", "report.html"],
+    "ill_training.py": [*HOMEOSTAT, "examine", "ill_training:training", "--budget", "100 steps", "--out", "ill.html"],
 }
 STUDIES = ("own_task.py", "any_function.py")
 
@@ -26,7 +26,7 @@ def test_the_ill_training_is_found_ill(tmp_path):
     command = COMMANDS["ill_training.py"]
     done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode in (4, 5), done.stderr  # a warning, an error
-    assert "vanishing" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "vanishing" in (tmp_path / "ill.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", STUDIES)
