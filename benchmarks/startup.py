@@ -12,11 +12,12 @@ import time
 
 from homeostat import environment
 
-RUNS = 15
+RUNS = 11
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "homeostat --help": ["-m", "homeostat", "--help"],
     "python -c 'import torch'": ["-c", "import torch"],
+    "python -c 'import homeostat.commands'": ["-c", "import homeostat.commands"],
     "homeostat recipe": ["-m", "homeostat", "recipe"],
 }
 

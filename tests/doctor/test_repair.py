@@ -77,7 +77,7 @@ def test_a_flipped_sign_is_one_safe_change_with_the_weights_kept(flipped):
 def test_what_was_repaired_works_in_a_strangers_loop(flipped, too_deep):
     for repair, make in ((flipped[2], maximizing), (too_deep, sigmoids)):
         assert min(repair.proof.gains) > 0.1
-        assert trained(repair.training.copy()) > trained(make()) + 0.3
+        assert trained(copy.deepcopy(repair.training)) > trained(make()) + 0.3
 
 
 def test_a_warmup_that_has_begun_at_0_is_repaired_by_the_rate_that_it_leads_to():
